@@ -1,0 +1,137 @@
+//! The cluster map: nodes, disks, placement groups, shards, under one epoch.
+
+use crate::ids::{BucketId, ClusterId, DiskId, Epoch, GroupId, Incarnation, NodeId, PgId};
+use crate::{numbered, record};
+use crate::rpc::Role;
+use crate::stripe::Code;
+
+numbered! {
+    /// What group 0 holds of a node or a disk. Only group 0 changes it.
+    pub enum State {
+        /// Serves.
+        Up = 1,
+        /// Silent for 10 s: avoided for new stripes.
+        Suspect = 2,
+        /// Known not to serve.
+        Down = 3,
+        /// Given up: its contents are to be rebuilt elsewhere.
+        Failed = 4,
+        /// Being emptied.
+        Draining = 5,
+        /// Emptied and gone for good.
+        Retired = 6,
+    }
+}
+
+record! {
+    /// A node as group 0 knows it.
+    pub struct NodeRecord {
+        1 => node: NodeId,
+        /// A name for people: letters, digits, `-`; unique in the cluster.
+        2 => name: String,
+        3 => roles: Vec<Role>,
+        /// Host and port of the node-to-node socket.
+        4 => address: String,
+        5 => incarnation: Incarnation,
+        6 => state: State,
+        /// The failure domain, by default the node's own name.
+        7 => domain: String,
+        8 -> version: Option<String>,
+    }
+}
+
+record! {
+    /// A disk as group 0 knows it.
+    pub struct DiskRecord {
+        1 => disk: DiskId,
+        2 => node: NodeId,
+        3 => incarnation: Incarnation,
+        4 => state: State,
+        /// Name for people: `<node>/d<number>`.
+        5 => name: String,
+        6 => size_bytes: u64,
+        7 -> used_bytes: Option<u64>,
+    }
+}
+
+record! {
+    /// A placement group: an explicit list of k+m disks in distinct failure domains.
+    pub struct PlacementGroup {
+        1 => pg: PgId,
+        /// Counts up whenever a slot moves.
+        2 => generation: u32,
+        3 => code: Code,
+        /// One disk a slot, k+m of them.
+        4 => disks: Vec<DiskId>,
+        /// Takes no new stripes any more: replaced by newer groups.
+        5 => closed: bool,
+    }
+}
+
+record! {
+    /// A shard: the Raft group that owns a range of (bucket, key).
+    pub struct ShardRecord {
+        1 => group: GroupId,
+        /// First (bucket, key) of the range; the range ends where the next shard's begins.
+        2 => start: ShardStart,
+        3 => voters: Vec<NodeId>,
+    }
+}
+
+record! {
+    /// The first place that a shard owns.
+    pub struct ShardStart {
+        1 => bucket: BucketId,
+        2 => key: String,
+    }
+}
+
+record! {
+    /// Everything that a client of the cluster needs to find its way.
+    pub struct ClusterMap {
+        1 => cluster: ClusterId,
+        2 => epoch: Epoch,
+        3 => nodes: Vec<NodeRecord>,
+        4 => disks: Vec<DiskRecord>,
+        5 => pgs: Vec<PlacementGroup>,
+        6 => shards: Vec<ShardRecord>,
+        /// The code of new stripes.
+        7 => code: Code,
+        /// Largest fragment on disk in bytes, a multiple of the frame.
+        8 => fragment_bytes_max: u32,
+        /// Name for people.
+        9 => name: String,
+        /// The voters of the system group.
+        10 => voters: Vec<NodeId>,
+        /// The finalised feature level.
+        11 => feature_level: u32,
+    }
+}
+
+impl ClusterMap {
+    /// Returns the node with this id.
+    pub fn node(&self, node: NodeId) -> Option<&NodeRecord> {
+        self.nodes.iter().find(|record| record.node == node)
+    }
+
+    /// Returns the disk with this id.
+    pub fn disk(&self, disk: DiskId) -> Option<&DiskRecord> {
+        self.disks.iter().find(|record| record.disk == disk)
+    }
+
+    /// Returns the placement group with this id.
+    pub fn pg(&self, pg: PgId) -> Option<&PlacementGroup> {
+        match self.pgs.get(pg.0 as usize) {
+            Some(record) if record.pg == pg => Some(record),
+            _ => self.pgs.iter().find(|record| record.pg == pg),
+        }
+    }
+
+    /// Returns the shard that owns a key, where the map has any.
+    pub fn shard(&self, bucket: BucketId, key: &str) -> Option<&ShardRecord> {
+        self.shards
+            .iter()
+            .rev()
+            .find(|shard| (shard.start.bucket, shard.start.key.as_str()) <= (bucket, key))
+    }
+}

@@ -1,0 +1,722 @@
+//! Requests to the metadata: linearizable reads, and mutations that one Raft commit decides.
+//!
+//! A mutation names its request id; the group remembers the first outcome for
+//! [`REQUEST_MEMORY_MS`] and answers a repetition with it. Time never comes from the sender: the
+//! leader stamps the command.
+
+use crate::ids::*;
+use crate::map::{ClusterMap, DiskRecord, NodeRecord, PlacementGroup, ShardRecord, State};
+use crate::object::{
+    BucketRow, Checksum, ChecksumAlgorithm, ChecksumKind, Etag, ObjectBody, ObjectRow, PartRow, StoredHeaders, UploadRow,
+};
+use crate::rpc::{Failure, Role};
+use crate::stripe::{Owner, StripeRef};
+use crate::{choice, numbered, record};
+use bytes::Bytes;
+
+/// How long a group remembers the outcome of an internal request, in milliseconds of command time.
+pub const REQUEST_MEMORY_MS: u64 = 15 * 60 * 1000;
+/// How long it remembers the outcome of a client's own token.
+pub const TOKEN_MEMORY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Most entries in one page of any list.
+pub const LIST_ENTRIES_MAX: u32 = 1000;
+
+choice! {
+    /// A request to one group.
+    pub enum MetaRequest {
+        /// Decided by one commit.
+        1 => Mutate(Mutation),
+        /// Answered from applied state at a read index.
+        2 => Query(GroupQuery),
+    }
+}
+
+record! {
+    /// A query and the group that it asks.
+    pub struct GroupQuery {
+        1 => group: GroupId,
+        2 => query: Query,
+    }
+}
+
+record! {
+    /// A mutation of one group.
+    pub struct Mutation {
+        1 => group: GroupId,
+        2 => request: RequestId,
+        /// The writer whose stripes the command refers to; refused when fenced.
+        3 => writer: Option<WriterId>,
+        /// A client's own token (`x-amz-client-token`, or implied).
+        4 => token: Option<ClientToken>,
+        5 => command: Command,
+    }
+}
+
+record! {
+    /// A client's token: its scope and parameters are hashed by the gateway.
+    pub struct ClientToken {
+        /// SHA-256 over principal, operation, bucket, key and token, cut to 128 bits.
+        1 => scope: u128,
+        /// SHA-256 over the parameters, body checksum included, cut to 128 bits.
+        2 => parameters: u128,
+        /// How long to remember, in milliseconds.
+        3 => memory_ms: u64,
+        /// Other parameters under the same token: true = refuse, false = a new request (implied tokens).
+        4 => strict: bool,
+    }
+}
+
+choice! {
+    /// What shall change. Numbers below 64 belong to object shards, others to the system group.
+    pub enum Command {
+        1 => PutObject(PutObject),
+        2 => DeleteObject(DeleteObject),
+        3 => CreateUpload(CreateUpload),
+        4 => PutPart(PutPart),
+        5 => CompleteUpload(CompleteUpload),
+        6 => AbortUpload(AbortUpload),
+        /// Makes a shard accept the bucket. Idempotent.
+        7 => OpenBucket(BucketId),
+        /// Makes a shard refuse the bucket from now on; `Conflict` while it holds objects. Open uploads are aborted.
+        8 => CloseBucket(BucketId),
+        /// Records that owed fragments of a stripe are durable now.
+        9 => FillIn(FilledIn),
+        /// Forgets deferred deletes whose fragments are gone.
+        10 => FinishDeletes(FinishDeletes),
+        /// Raises the shard's fence: commits of writers below it fail from now on.
+        11 => RaiseFence(WriterId),
+
+        64 => CreateBucket(CreateBucket),
+        65 => ActivateBucket(BucketId),
+        66 => BeginDeleteBucket(BucketId),
+        /// Takes a closing bucket back to active: its shard was not empty.
+        67 => KeepBucket(BucketId),
+        68 => RemoveBucket(BucketId),
+        /// Hands out a writer id to a gateway.
+        69 => RegisterWriter(NodeId),
+        /// Founds the cluster; only on an empty system group.
+        70 => Found(ClusterMap),
+        /// Adds or renews a node; the reply carries its id and incarnation.
+        71 => RegisterNode(RegisterNode),
+        72 => RegisterDisk(DiskRecord),
+        73 => SetNodeState(SetNodeState),
+        74 => SetDiskState(SetDiskState),
+        /// Adds placement groups and closes others, against the epoch they were planned on.
+        75 => ChangePlacement(ChangePlacement),
+        76 => SetVoters(SetVoters),
+        77 => CreateAccessKey(AccessKeyRow),
+        78 => RevokeAccessKey(String),
+        79 => CreateJoinToken(JoinTokenRow),
+        /// Uses a join token up: once, before its expiry.
+        80 => ConsumeJoinToken(ConsumeJoinToken),
+        /// A voter's own promise (boot counter, log id, durable floor), checked at every handshake.
+        81 => RecordVoter(VoterRecord),
+    }
+}
+
+numbered! {
+    /// The state of an object that a write or delete insists on, decided in apply.
+    pub enum ExpectationKind {
+        /// The key must not exist (`If-None-Match: *`).
+        Absent = 1,
+        /// The key must exist (`If-Match: *`).
+        Present = 2,
+        /// The key must exist with this ETag (`If-Match`).
+        Matches = 3,
+    }
+}
+
+record! {
+    /// A condition of a mutation.
+    pub struct Expectation {
+        1 => kind: ExpectationKind,
+        /// The ETag text without quotes, for `Matches`.
+        2 => etag: Option<String>,
+    }
+}
+
+record! {
+    /// Publishes an object whose bytes are durable.
+    pub struct PutObject {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => size_bytes: u64,
+        4 => etag: Etag,
+        5 => checksum: Option<Checksum>,
+        6 => body: ObjectBody,
+        7 => expectation: Option<Expectation>,
+    }
+}
+
+record! {
+    /// Deletes the current version.
+    pub struct DeleteObject {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => expectation: Option<Expectation>,
+    }
+}
+
+record! {
+    /// Opens a multipart upload under an id that the gateway drew.
+    pub struct CreateUpload {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => upload: UploadId,
+        4 => headers: StoredHeaders,
+        5 => algorithm: Option<ChecksumAlgorithm>,
+        6 => kind: Option<ChecksumKind>,
+    }
+}
+
+record! {
+    /// Adds or replaces a part whose bytes are durable.
+    pub struct PutPart {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => upload: UploadId,
+        4 => number: u16,
+        5 => part: PartRow,
+    }
+}
+
+record! {
+    /// Publishes an upload as an object. The gateway names the parts it was told; the shard judges
+    /// existence, ETags, sizes and order, and computes ETag and checksum itself.
+    pub struct CompleteUpload {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => upload: UploadId,
+        4 => parts: Vec<CompletePart>,
+        5 => expectation: Option<Expectation>,
+        /// `x-amz-mp-object-size`, where given.
+        6 => size_bytes: Option<u64>,
+        /// The object's checksum as the client states it.
+        7 => checksum: Option<Checksum>,
+    }
+}
+
+record! {
+    /// One part as CompleteMultipartUpload lists it.
+    pub struct CompletePart {
+        1 => number: u16,
+        /// The ETag text without quotes.
+        2 => etag: String,
+        3 => checksum: Option<Bytes>,
+    }
+}
+
+record! {
+    /// Drops an upload and its parts.
+    pub struct AbortUpload {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => upload: UploadId,
+    }
+}
+
+record! {
+    /// Fragments of a stripe that are durable now.
+    pub struct FilledIn {
+        1 => owner: Owner,
+        2 => stripe: StripeId,
+        /// Bit i: fragment i.
+        3 => fragments: u32,
+    }
+}
+
+record! {
+    /// Deferred deletes that are done, by their row's key.
+    pub struct FinishDeletes {
+        1 => rows: Vec<Bytes>,
+    }
+}
+
+record! {
+    /// Creates a bucket under an id that the gateway drew.
+    pub struct CreateBucket {
+        1 => bucket: BucketId,
+        2 => name: String,
+        3 => owner: String,
+        4 => location: Option<String>,
+    }
+}
+
+record! {
+    /// A node that joins or comes back. Id 0 asks for a new one.
+    pub struct RegisterNode {
+        1 => node: NodeRecord,
+        /// Hash of the node's certificate public key (SHA-256).
+        2 => public_key: Option<[u8; 32]>,
+    }
+}
+
+record! {
+    /// A new state of a node.
+    pub struct SetNodeState {
+        1 => node: NodeId,
+        2 => state: State,
+    }
+}
+
+record! {
+    /// A new state of a disk, and its used bytes as last reported.
+    pub struct SetDiskState {
+        1 => disk: DiskId,
+        2 => state: Option<State>,
+        3 => used_bytes: Option<u64>,
+    }
+}
+
+record! {
+    /// New placement groups, planned on one epoch of the map.
+    pub struct ChangePlacement {
+        1 => planned_on: Epoch,
+        2 => add: Vec<PlacementGroup>,
+        3 => close: Vec<PgId>,
+        4 => code: Option<crate::stripe::Code>,
+    }
+}
+
+record! {
+    /// The voters of a group as its Raft membership stands; also creates the shard record.
+    pub struct SetVoters {
+        1 => shard: ShardRecord,
+    }
+}
+
+record! {
+    /// An access key; the secret is wrapped under the cluster's key-wrapping key.
+    pub struct AccessKeyRow {
+        1 => id: String,
+        2 => wrapped_secret: Bytes,
+        3 => account: String,
+        4 => created: HybridTime,
+        5 => description: Option<String>,
+    }
+}
+
+record! {
+    /// A join token: only its hash is kept.
+    pub struct JoinTokenRow {
+        /// SHA-256 of the token.
+        1 => hash: [u8; 32],
+        2 => expires: HybridTime,
+        3 => roles: Vec<Role>,
+    }
+}
+
+record! {
+    /// Use of a join token.
+    pub struct ConsumeJoinToken {
+        1 => hash: [u8; 32],
+        2 => roles: Vec<Role>,
+    }
+}
+
+record! {
+    /// What group 0 knows of a voter's log.
+    pub struct VoterRecord {
+        1 => node: NodeId,
+        /// Drawn at random when the voter's log was formatted.
+        2 => log: u128,
+        /// Counts the voter's starts.
+        3 => boot: u64,
+        /// Every log record up to this sequence number was durable at the voter.
+        4 => floor: u64,
+    }
+}
+
+choice! {
+    /// The outcome of a mutation.
+    pub enum Outcome {
+        /// Done; nothing to tell.
+        1 => Done,
+        2 => Object(ObjectRow),
+        3 => Part(PartRow),
+        4 => Bucket(BucketRow),
+        5 => Writer(WriterId),
+        6 => Node(NodeRecord),
+        /// DeleteObject: whether the key existed.
+        7 => Deleted(bool),
+        /// A decided refusal; repeating the request gives it again.
+        8 => Refused(Refusal),
+        /// The first answer to a client's token, given again.
+        9 => Replayed(Box<Outcome>),
+    }
+}
+
+numbered! {
+    /// Decided refusals, in the namespace's own words; the gateway alone spells S3's.
+    pub enum RefusalKind {
+        /// The condition does not hold.
+        PreconditionFailed = 1,
+        /// `If-Match` on a key that does not exist.
+        NoSuchKey = 2,
+        NoSuchBucket = 3,
+        NoSuchUpload = 4,
+        BucketNotEmpty = 5,
+        BucketExists = 6,
+        BucketOwnedByYou = 7,
+        /// A listed part does not exist or has another ETag.
+        InvalidPart = 8,
+        InvalidPartOrder = 9,
+        /// A part but the last is below 5 MiB.
+        PartTooSmall = 10,
+        /// `x-amz-mp-object-size` differs.
+        SizeMismatch = 11,
+        /// The stated checksum differs from the one computed over the parts.
+        BadDigest = 12,
+        /// The checksum given does not go with the upload's algorithm or kind.
+        InvalidChecksum = 13,
+        /// Other parameters under a known client token.
+        TokenMismatch = 14,
+        /// The writer is below the shard's fence.
+        WriterFenced = 15,
+        /// The map has moved on since the plan was made.
+        StaleEpoch = 16,
+        NoSuchNode = 17,
+        NoSuchDisk = 18,
+        NoSuchAccessKey = 19,
+        /// The join token is unknown, used, expired or for other roles.
+        InvalidToken = 20,
+        /// The voter is not the one that group 0 knows: wiped or rolled back.
+        VoterRefused = 21,
+        /// The cluster has been founded already.
+        AlreadyFounded = 22,
+        /// The name or id is taken.
+        AlreadyExists = 23,
+        /// The object would be larger than S3 allows.
+        ObjectTooLarge = 24,
+    }
+}
+
+record! {
+    /// A decided refusal with its particulars.
+    pub struct Refusal {
+        1 => kind: RefusalKind,
+        2 => text: String,
+    }
+}
+
+choice! {
+    /// What to read from a group. Numbers below 64 belong to object shards.
+    pub enum Query {
+        1 => Object(ObjectQuery),
+        2 => Parts(PartsQuery),
+        3 => Upload(UploadQuery),
+        4 => List(ListQuery),
+        5 => Uploads(UploadsQuery),
+        /// Deferred deletes older than the given time, oldest first.
+        6 => DueDeletes(DueQuery),
+        /// Stripes that owe fragments.
+        7 => FillIns(DueQuery),
+        /// Counts and sizes of the shard.
+        8 => ShardStat,
+
+        64 => Map(Option<Epoch>),
+        65 => Bucket(String),
+        66 => Buckets(BucketsQuery),
+        67 => AccessKey(String),
+        68 => AccessKeys,
+        69 => Voters,
+    }
+}
+
+record! {
+    /// One object; `body` asks for headers and bytes' places too.
+    pub struct ObjectQuery {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => body: bool,
+    }
+}
+
+record! {
+    /// Part rows of an upload, open or finished, from a number on.
+    pub struct PartsQuery {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => upload: UploadId,
+        /// First part number wanted.
+        4 => from: u16,
+        5 => limit: u32,
+    }
+}
+
+record! {
+    /// An open upload.
+    pub struct UploadQuery {
+        1 => bucket: BucketId,
+        2 => key: String,
+        3 => upload: UploadId,
+    }
+}
+
+record! {
+    /// A page of a listing in UTF-8 order. `after` is exclusive; a common prefix equal to or above
+    /// which the page starts is given as `after` with `after_prefix`.
+    pub struct ListQuery {
+        1 => bucket: BucketId,
+        2 => prefix: String,
+        3 => delimiter: Option<String>,
+        4 => after: Option<String>,
+        /// `after` is a common prefix that has been shown: skip all keys under it.
+        5 => after_prefix: bool,
+        6 => limit: u32,
+    }
+}
+
+record! {
+    /// A page of open uploads, by key then upload id.
+    pub struct UploadsQuery {
+        1 => bucket: BucketId,
+        2 => prefix: String,
+        3 => delimiter: Option<String>,
+        4 => after_key: Option<String>,
+        5 => after_upload: Option<UploadId>,
+        6 => limit: u32,
+    }
+}
+
+record! {
+    /// A page of work rows.
+    pub struct DueQuery {
+        /// Only rows older than this.
+        1 => before: HybridTime,
+        /// Row key after which the page starts.
+        2 => after: Option<Bytes>,
+        3 => limit: u32,
+    }
+}
+
+record! {
+    /// A page of buckets in name order.
+    pub struct BucketsQuery {
+        1 => prefix: String,
+        2 => after: Option<String>,
+        3 => limit: u32,
+    }
+}
+
+choice! {
+    /// The answer to a query.
+    pub enum Reply {
+        1 => Object(ObjectView),
+        2 => Parts(PartsPage),
+        3 => Upload(UploadRow),
+        4 => List(ListPage),
+        5 => Uploads(UploadsPage),
+        6 => DueDeletes(DuePage),
+        7 => FillIns(FillInPage),
+        8 => ShardStat(ShardStat),
+        64 => Map(ClusterMap),
+        /// The map has not changed since the epoch in the query.
+        65 => MapUnchanged,
+        66 => Bucket(BucketRow),
+        67 => Buckets(BucketsPage),
+        68 => AccessKey(AccessKeyRow),
+        69 => AccessKeys(AccessKeyList),
+        70 => Voters(VoterList),
+        /// There is no such thing; tells which.
+        71 => Absent(RefusalKind),
+        /// The outcome of a mutation.
+        72 => Outcome(Outcome),
+    }
+}
+
+record! {
+    /// An object as read.
+    pub struct ObjectView {
+        1 => row: ObjectRow,
+        2 => body: Option<ObjectBody>,
+    }
+}
+
+record! {
+    /// Part rows by number.
+    pub struct PartsPage {
+        1 => parts: Vec<(u16, PartRow)>,
+        2 => more: bool,
+    }
+}
+
+record! {
+    /// A page of a listing: entries and common prefixes each in order.
+    pub struct ListPage {
+        1 => entries: Vec<(String, ObjectRow)>,
+        2 => prefixes: Vec<String>,
+        /// Whether anything follows; then the last entry or prefix, whichever is greater, is where to go on.
+        3 => more: bool,
+    }
+}
+
+record! {
+    /// A page of open uploads.
+    pub struct UploadsPage {
+        1 => uploads: Vec<UploadEntry>,
+        2 => prefixes: Vec<String>,
+        3 => more: bool,
+    }
+}
+
+record! {
+    /// One open upload in a listing.
+    pub struct UploadEntry {
+        1 => key: String,
+        2 => upload: UploadId,
+        3 => row: UploadRow,
+    }
+}
+
+record! {
+    /// A page of deferred deletes.
+    pub struct DuePage {
+        1 => rows: Vec<DueDelete>,
+        2 => more: bool,
+    }
+}
+
+record! {
+    /// Stripes to be destroyed behind the safe point.
+    pub struct DueDelete {
+        1 => row: Bytes,
+        2 => at: HybridTime,
+        3 => stripes: Vec<StripeRef>,
+    }
+}
+
+record! {
+    /// A page of owed fragments.
+    pub struct FillInPage {
+        1 => rows: Vec<FillInRow>,
+        2 => more: bool,
+    }
+}
+
+record! {
+    /// A stripe that owes fragments, and whose it is.
+    pub struct FillInRow {
+        1 => row: Bytes,
+        2 => owner: Owner,
+        3 => stripe: StripeRef,
+    }
+}
+
+record! {
+    /// Counts and sizes of one shard.
+    pub struct ShardStat {
+        1 => objects: u64,
+        2 => object_bytes: u64,
+        3 => uploads: u64,
+        4 => deferred_deletes: u64,
+        5 => fill_ins: u64,
+        6 => fence: WriterId,
+        7 => buckets: Vec<(BucketId, BucketUsage)>,
+    }
+}
+
+record! {
+    /// Live objects and bytes of one bucket.
+    pub struct BucketUsage {
+        1 => objects: u64,
+        2 => bytes: u64,
+    }
+}
+
+record! {
+    /// A page of buckets.
+    pub struct BucketsPage {
+        1 => buckets: Vec<BucketRow>,
+        2 => more: bool,
+    }
+}
+
+record! {
+    /// All access keys.
+    pub struct AccessKeyList {
+        1 => keys: Vec<AccessKeyRow>,
+    }
+}
+
+record! {
+    /// All voters' promises.
+    pub struct VoterList {
+        1 => voters: Vec<VoterRecord>,
+    }
+}
+
+choice! {
+    /// A request of an operator to one node, beyond what `MetaRequest` serves.
+    pub enum AdminRequest {
+        /// The node's view of its Raft groups.
+        1 => RaftStatus,
+        /// Makes a registered meta node a voter of every group: learner first, then voter.
+        2 => AddVoter(NodeId),
+        /// Removes a voter from every group.
+        3 => RemoveVoter(NodeId),
+        /// Plans placement over the disks that are up and commits it.
+        4 => RebuildPlacement,
+        /// Opens one more disk folder on a running storage node.
+        5 => AddDisk(String),
+    }
+}
+
+choice! {
+    /// The answer to an operator.
+    pub enum AdminReply {
+        1 => Done(String),
+        2 => RaftStatus(RaftStatus),
+    }
+}
+
+record! {
+    /// A node's view of its groups.
+    pub struct RaftStatus {
+        1 => groups: Vec<RaftGroupStatus>,
+    }
+}
+
+record! {
+    /// One group as one node sees it.
+    pub struct RaftGroupStatus {
+        1 => group: GroupId,
+        2 => leader: Option<NodeId>,
+        3 => term: u64,
+        4 => last_log: u64,
+        5 => applied: u64,
+        6 => voters: Vec<NodeId>,
+        7 => learners: Vec<NodeId>,
+        /// On the leader: the last index known to be on each peer.
+        8 => matched: Vec<(NodeId, u64)>,
+    }
+}
+
+record! {
+    /// A new node's request for admission.
+    pub struct JoinRequest {
+        1 => token: String,
+        /// Certificate signing request, PEM.
+        2 => csr: String,
+        3 => name: String,
+        4 => roles: Vec<Role>,
+        5 => address: String,
+        6 => domain: Option<String>,
+    }
+}
+
+record! {
+    /// What a new node is given.
+    pub struct JoinReply {
+        1 => node: NodeRecord,
+        /// The node's certificate and the cluster's CA, PEM.
+        2 => certificate: String,
+        3 => ca: String,
+        4 => map: ClusterMap,
+        /// The key-wrapping key, for gateways only.
+        5 => wrapping_key: Option<Bytes>,
+    }
+}
+
+/// The header of any reply: the answer, or why there is none.
+pub type Answer<T> = Result<T, Failure>;

@@ -1,0 +1,213 @@
+//! Stripes: the unit of erasure coding, and how a row refers to one.
+
+use crate::ids::{BucketId, FragmentId, PgId, StripeId, UploadId};
+use crate::record;
+use crate::wire::{Wire, WireError};
+use std::fmt;
+
+/// A Reed-Solomon code with its generator matrix.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Code {
+    /// Number of the generator matrix; 1 = Vandermonde × inverse of its top over GF(2⁸), 0x11D.
+    pub matrix: u8,
+    /// Data fragments of a full stripe.
+    pub k: u8,
+    /// Parity fragments.
+    pub m: u8,
+}
+
+/// The generator matrix of the `reed-solomon-erasure` crate.
+pub const MATRIX_VANDERMONDE: u8 = 1;
+
+impl Code {
+    /// Makes a (k, m) code over matrix 1.
+    pub const fn new(k: u8, m: u8) -> Self {
+        Code { matrix: MATRIX_VANDERMONDE, k, m }
+    }
+
+    /// Returns the fragments of a full stripe: k + m.
+    pub const fn width(self) -> usize {
+        self.k as usize + self.m as usize
+    }
+
+    /// Returns the code of the design's table for this many live failure domains.
+    pub const fn for_domains(domains: usize) -> Self {
+        match domains {
+            0 | 1 => Code::new(1, 0),
+            2 => Code::new(1, 1),
+            3 => Code::new(1, 2),
+            4 => Code::new(2, 2),
+            5 | 6 => Code::new(3, 2),
+            7..=11 => Code::new(4, 2),
+            _ => Code::new(8, 3),
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.k, self.m)
+    }
+}
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}/{}", self.k, self.m, self.matrix)
+    }
+}
+impl Wire for Code {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[self.matrix, self.k, self.m]);
+    }
+    fn decode(input: &[u8]) -> Result<Self, WireError> {
+        match *input {
+            [matrix, k, m] if k > 0 && usize::from(k) + usize::from(m) <= 32 => Ok(Code { matrix, k, m }),
+            _ => Err(WireError::OutOfRange("code")),
+        }
+    }
+}
+
+record! {
+    /// Encryption of a stripe (C18): which algorithm, under which key, with which nonce base.
+    pub struct Sealing {
+        1 => algorithm: u8,
+        2 => key: u64,
+        3 => nonce: u128,
+    }
+}
+
+record! {
+    /// How a row refers to a stripe: enough to find, decode, verify and open it.
+    ///
+    /// Data fragment i carries payload bytes `[i·F, (i+1)·F)`, F = `fragment_payload_bytes`; the
+    /// last one carries the rest. A stripe with fewer than k data fragments stores only those and
+    /// its m parity fragments; missing columns count as zeros. Parity fragments carry F bytes, or
+    /// the whole payload where that is shorter.
+    pub struct StripeRef {
+        1 => stripe: StripeId,
+        2 => pg: PgId,
+        3 => generation: u32,
+        4 => code: Code,
+        /// Bytes that the erasure code protects, after compression.
+        5 => payload_bytes: u64,
+        /// Payload bytes of each data fragment but the last.
+        6 => fragment_payload_bytes: u32,
+        /// Bit i: fragment i was not durable when the row was committed, and is owed.
+        7 => missing: Option<u32>,
+        /// Object bytes before compression, where compressed (zstd).
+        8 => plain_bytes: Option<u64>,
+        9 => sealing: Option<Sealing>,
+        /// Where the payload is a pack: offset of the object in it.
+        10 => pack_offset: Option<u64>,
+    }
+}
+
+impl StripeRef {
+    /// Returns how many data fragments are stored: 1 to k.
+    pub fn data_count(&self) -> u8 {
+        let count = self.payload_bytes.div_ceil(u64::from(self.fragment_payload_bytes).max(1)).max(1);
+        assert!(count <= u64::from(self.code.k), "a stripe holds at most k data fragments");
+        count as u8
+    }
+
+    /// Returns the payload bytes of a fragment, data or parity.
+    pub fn fragment_payload(&self, index: u8) -> usize {
+        let each = u64::from(self.fragment_payload_bytes);
+        if index >= self.code.k {
+            return each.min(self.payload_bytes) as usize;
+        }
+        self.payload_bytes.saturating_sub(u64::from(index) * each).min(each) as usize
+    }
+
+    /// Returns the indexes of all stored fragments: the data fragments, then parity from k.
+    pub fn indexes(&self) -> impl Iterator<Item = u8> + use<> {
+        let (k, m) = (self.code.k, self.code.m);
+        (0..self.data_count()).chain(k..k + m)
+    }
+
+    /// Returns the slot of the placement group that holds a fragment. The first slot rotates with
+    /// the stripe's sequence number, so that slot 0 is no hot spot.
+    pub fn slot(&self, index: u8) -> usize {
+        let rotation = ((self.stripe.0 >> 24) as u64 % self.code.width() as u64) as usize;
+        (usize::from(index) + rotation) % self.code.width()
+    }
+
+    /// Returns whether a fragment is owed: absent since the row was committed.
+    pub fn is_missing(&self, index: u8) -> bool {
+        self.missing.is_some_and(|missing| missing >> index & 1 == 1)
+    }
+
+    /// Returns the id of a fragment.
+    pub fn fragment(&self, index: u8) -> FragmentId {
+        FragmentId { stripe: self.stripe, index }
+    }
+
+    /// Returns the object bytes that the stripe carries: before compression where compressed.
+    pub fn object_bytes(&self) -> u64 {
+        self.plain_bytes.unwrap_or(self.payload_bytes)
+    }
+}
+
+record! {
+    /// Whose bytes a fragment holds: the namespace can be rebuilt from these alone.
+    pub struct Owner {
+        1 => bucket: BucketId,
+        2 => key: String,
+        /// The multipart upload and part number, where it is one.
+        3 => upload: Option<UploadId>,
+        4 => part: Option<u16>,
+        /// Position of the stripe in its object or part, from 0.
+        5 => ordinal: u32,
+        /// Offset of the stripe's first byte in its object or part.
+        6 => offset: u64,
+    }
+}
+
+record! {
+    /// The head of a fragment on disk, behind the journal's own record head.
+    pub struct FragmentHeader {
+        1 => fragment: FragmentId,
+        2 => stripe: StripeRef,
+        3 => owner: Option<Owner>,
+        /// Hybrid logical time at the gateway when the stripe was closed.
+        4 => made: u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::WriterId;
+
+    fn stripe(payload: u64, each: u32) -> StripeRef {
+        StripeRef {
+            stripe: StripeId::new(WriterId(1), 7, 0),
+            pg: PgId(0),
+            generation: 1,
+            code: Code::new(3, 2),
+            payload_bytes: payload,
+            fragment_payload_bytes: each,
+            missing: None,
+            plain_bytes: None,
+            sealing: None,
+            pack_offset: None,
+        }
+    }
+
+    #[test]
+    fn short_stripes_store_fewer_data_fragments() {
+        let short = stripe(100, 1000);
+        assert_eq!(short.indexes().collect::<Vec<_>>(), [0, 3, 4]);
+        assert_eq!((short.fragment_payload(0), short.fragment_payload(3)), (100, 100));
+        let full = stripe(2500, 1000);
+        assert_eq!(full.indexes().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!((full.fragment_payload(2), full.fragment_payload(4)), (500, 1000));
+    }
+
+    #[test]
+    fn slots_of_a_stripe_are_distinct() {
+        let full = stripe(2500, 1000);
+        let mut slots: Vec<_> = full.indexes().map(|index| full.slot(index)).collect();
+        slots.sort_unstable();
+        assert_eq!(slots, [0, 1, 2, 3, 4]);
+    }
+}
