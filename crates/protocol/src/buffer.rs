@@ -39,7 +39,8 @@ impl AlignedBuf {
     }
 
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, BLOCK_BYTES).expect("a block is a power of two and buffers are far below isize::MAX")
+        Layout::from_size_align(capacity, BLOCK_BYTES)
+            .expect("a block is a power of two and buffers are far below isize::MAX")
     }
 
     /// Bytes that the buffer can hold: whole blocks.

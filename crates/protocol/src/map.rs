@@ -1,9 +1,9 @@
 //! The cluster map: nodes, disks, placement groups, shards, under one epoch.
 
 use crate::ids::{BucketId, ClusterId, DiskId, Epoch, GroupId, Incarnation, NodeId, PgId};
-use crate::{numbered, record};
 use crate::rpc::Role;
 use crate::stripe::Code;
+use crate::{numbered, record};
 
 numbered! {
     /// What group 0 holds of a node or a disk. Only group 0 changes it.
@@ -129,9 +129,6 @@ impl ClusterMap {
 
     /// Returns the shard that owns a key, where the map has any.
     pub fn shard(&self, bucket: BucketId, key: &str) -> Option<&ShardRecord> {
-        self.shards
-            .iter()
-            .rev()
-            .find(|shard| (shard.start.bucket, shard.start.key.as_str()) <= (bucket, key))
+        self.shards.iter().rev().find(|shard| (shard.start.bucket, shard.start.key.as_str()) <= (bucket, key))
     }
 }

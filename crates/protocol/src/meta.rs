@@ -7,7 +7,8 @@
 use crate::ids::*;
 use crate::map::{ClusterMap, DiskRecord, NodeRecord, PlacementGroup, ShardRecord, State};
 use crate::object::{
-    BucketRow, Checksum, ChecksumAlgorithm, ChecksumKind, Etag, ObjectBody, ObjectRow, PartRow, StoredHeaders, UploadRow,
+    BucketRow, Checksum, ChecksumAlgorithm, ChecksumKind, Etag, ObjectBody, ObjectRow, PartRow, StoredHeaders,
+    UploadRow,
 };
 use crate::rpc::{Failure, Role};
 use crate::stripe::{Owner, StripeRef};
