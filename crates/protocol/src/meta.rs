@@ -96,7 +96,7 @@ choice! {
         /// Hands out a writer id to a gateway.
         69 => RegisterWriter(NodeId),
         /// Founds the cluster; only on an empty system group.
-        70 => Found(ClusterMap),
+        70 => Found(Founding),
         /// Adds or renews a node; the reply carries its id and incarnation.
         71 => RegisterNode(RegisterNode),
         72 => RegisterDisk(DiskRecord),
@@ -240,6 +240,14 @@ record! {
         2 => name: String,
         3 => owner: String,
         4 => location: Option<String>,
+    }
+}
+
+record! {
+    /// What a cluster begins with: its map and the first access keys.
+    pub struct Founding {
+        1 => map: ClusterMap,
+        2 => keys: Vec<AccessKeyRow>,
     }
 }
 
@@ -660,6 +668,10 @@ choice! {
         4 => RebuildPlacement,
         /// Opens one more disk folder on a running storage node.
         5 => AddDisk(String),
+        /// Demo only: stops a node of the process, by name. Elsewhere `Invalid`.
+        6 => StopNode(String),
+        /// Demo only: starts a stopped node again.
+        7 => StartNode(String),
     }
 }
 
