@@ -1,0 +1,98 @@
+# Plinth's commands. `make` alone lists them. Targets are words for people; the work is done by cargo and tests/.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo build test unit clients rust-clients faults bench chaos fmt fmt-check lint deny deny-install doc \
+	build-packages forget-totals
+# The stages of `make test` follow one another; cargo and the clusters use both cores as it is.
+.NOTPARALLEL:
+
+# RocksDB's C++ compiles once into this folder; it is outside the clone, so that a fresh clone does not pay again.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/plinth/target
+
+# ARGS: more arguments for the program that the target runs. JOBS: how many compilers at a time.
+ARGS ?=
+JOBS ?= $(shell nproc)
+CARGO ?= cargo
+
+BUILD_PACKAGES := clang libclang-dev g++ make
+TEST_PACKAGES := awscli restic strace python3-venv
+DENY_VERSION := 0.20.2
+
+PLINTH := $(CARGO_TARGET_DIR)/debug/plinth
+TOTALS := $(CARGO_TARGET_DIR)/totals
+RUST_CLIENTS_TARGET := $(CARGO_TARGET_DIR)/rust-clients
+RUST_CLIENTS := $(RUST_CLIENTS_TARGET)/debug/plinth-rust-clients
+# One virtual environment per content of requirements.txt: a changed pin makes a new one.
+VENV := $(CARGO_TARGET_DIR)/python-$(shell sha256sum tests/requirements.txt | cut -c1-12)
+PYTHON := $(VENV)/bin/python
+
+help: ## List every target
+	@echo "Plinth. Targets of this Makefile (make TARGET, optionally ARGS='...'):"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
+	@echo "Builds go to $(CARGO_TARGET_DIR) (set CARGO_TARGET_DIR to change it)."
+
+demo: build ## Build, start a whole cluster in one process, prove it, print lines to paste (ARGS=--exit-after-selftest)
+	@$(PLINTH) demo $(ARGS)
+
+# Always the whole workspace: a part of it could resolve other features and compile RocksDB a second time.
+build: build-packages ## Build everything (the first time RocksDB's C++ takes about 25 minutes on 2 cores)
+	@[ -x $(PLINTH) ] || echo "First build: RocksDB's C++ takes about 25 minutes on 2 cores; later builds take seconds."
+	$(CARGO) build --workspace -j $(JOBS)
+
+test: forget-totals fmt-check lint deny unit clients faults ## All that must pass: format, lints, licences, all tests
+	@python3 tests/totals.py $(TOTALS)
+
+unit: build-packages ## The Rust tests of all crates, tests/tidy.rs among them
+	@mkdir -p $(TOTALS)
+	set -o pipefail; $(CARGO) test --workspace -j $(JOBS) 2>&1 | tee $(TOTALS)/rust.log
+
+clients: build $(VENV)/ready rust-clients ## Real S3 clients against a cluster of separate processes (PLINTH_FULL=1: full sizes)
+	@mkdir -p $(TOTALS)
+	$(PYTHON) tests/s3/run.py --plinth $(PLINTH) --rust-clients $(RUST_CLIENTS) --totals $(TOTALS)/clients.json $(ARGS)
+
+# The heavy Rust SDKs are a package of their own, so that the product's lock file and builds never see them.
+rust-clients: build-packages ## Build the driver of the aws-sdk-s3 and object_store crates
+	$(CARGO) build --locked --manifest-path tests/s3/rust/Cargo.toml --target-dir $(RUST_CLIENTS_TARGET) -j $(JOBS)
+
+faults: build $(VENV)/ready ## Kill processes of a real cluster under load, count what was acknowledged, trace the disk path
+	@mkdir -p $(TOTALS)
+	$(PYTHON) tests/faults/run.py --plinth $(PLINTH) --totals $(TOTALS)/faults.json $(ARGS)
+
+bench: build ## The bench table against a real cluster; writes bench/RESULTS.md (ARGS=--quick for a short one)
+	$(CARGO_TARGET_DIR)/debug/plinth-bench table --plinth $(PLINTH) $(ARGS)
+
+chaos: build $(VENV)/ready ## The fault tests for longer: PLINTH_FAULT_SECONDS for each fault, 120 unless told
+	PLINTH_FAULT_SECONDS=$${PLINTH_FAULT_SECONDS:-120} $(PYTHON) tests/faults/run.py --plinth $(PLINTH) $(ARGS)
+
+fmt: ## Format the Rust code
+	$(CARGO) fmt --all
+
+fmt-check: ## Fail when the Rust code is not formatted
+	$(CARGO) fmt --all --check
+
+lint: build-packages ## clippy over all targets, every warning an error
+	$(CARGO) clippy --workspace --all-targets -j $(JOBS) -- -D warnings
+
+deny: ## Licences, banned crates and sources by cargo-deny, when it is there (make deny-install)
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
+	else echo "cargo-deny is not installed: licences and bans are NOT checked here (make deny-install builds it)"; fi
+
+deny-install: ## Build cargo-deny, once (minutes)
+	$(CARGO) install --locked cargo-deny@$(DENY_VERSION) -j $(JOBS)
+
+doc: build-packages ## The API documentation of our crates
+	$(CARGO) doc --workspace --no-deps -j $(JOBS)
+
+forget-totals:
+	@rm -rf $(TOTALS)
+
+build-packages:
+	@tests/debian-packages $(BUILD_PACKAGES)
+
+$(VENV)/ready: tests/requirements.txt
+	@tests/debian-packages $(TEST_PACKAGES)
+	@echo "Installing the pinned S3 clients into $(VENV)"
+	@python3 -m venv --clear $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	@touch $@
