@@ -1,0 +1,178 @@
+//! The operator's command line, as types. Help shows examples first.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Columns for people.
+    Table,
+    /// JSON for scripts; errors too, on standard error.
+    Json,
+}
+
+/// A role that a joining node may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RoleChoice {
+    /// Speaks S3.
+    Gateway,
+    /// Votes and keeps the namespace.
+    Meta,
+    /// Keeps fragments.
+    Storage,
+}
+
+impl From<RoleChoice> for plinth_protocol::Role {
+    fn from(choice: RoleChoice) -> Self {
+        match choice {
+            RoleChoice::Gateway => plinth_protocol::Role::Gateway,
+            RoleChoice::Meta => plinth_protocol::Role::Meta,
+            RoleChoice::Storage => plinth_protocol::Role::Storage,
+        }
+    }
+}
+
+/// What an operator can ask of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Shows the cluster on one screen: verdict, metadata, storage, redundancy, capacity.
+    ///
+    /// Example: plinth status --exit-status && echo healthy
+    Status(StatusArgs),
+    /// Nodes: list them; in a demo stop and start them.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Disks: list them, add one to a running storage node.
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Buckets: list them with objects and bytes.
+    #[command(subcommand)]
+    Bucket(BucketCommand),
+    /// Access keys: create (the secret is shown once), list, revoke.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// The cluster itself: tokens for nodes that join.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Raft groups and their voters.
+    #[command(subcommand)]
+    Raft(RaftCommand),
+    /// Placement groups: show them, plan them anew over the disks that are up.
+    #[command(subcommand)]
+    Layout(LayoutCommand),
+}
+
+/// Options of `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct StatusArgs {
+    /// Exits 8 where the verdict is not OK.
+    #[arg(long)]
+    pub exit_status: bool,
+}
+
+/// Node commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum NodeCommand {
+    /// Lists nodes with role, state and whether they may stop.
+    List,
+    /// Stops a node of a demo.
+    Stop {
+        /// The node's name.
+        name: String,
+    },
+    /// Starts a stopped node of a demo.
+    Start {
+        /// The node's name.
+        name: String,
+    },
+}
+
+/// Disk commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum DiskCommand {
+    /// Lists disks with state, size and fill.
+    List,
+    /// Opens one more disk folder on a running storage node; run `layout apply` to use it.
+    Add {
+        /// The node's name.
+        node: String,
+        /// The folder on that node; empty, or a disk of this cluster.
+        path: String,
+    },
+}
+
+/// Bucket commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum BucketCommand {
+    /// Lists buckets with objects and bytes.
+    List,
+}
+
+/// Access key commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum KeyCommand {
+    /// Creates an access key and shows its secret, once.
+    Create {
+        /// The account whose buckets the key may use.
+        #[arg(long, default_value = "root")]
+        account: String,
+        /// What the key is for.
+        #[arg(long)]
+        description: Option<String>,
+    },
+    /// Lists access keys, without secrets.
+    List,
+    /// Revokes an access key at once and for good.
+    Revoke {
+        /// The access key's id.
+        id: String,
+    },
+}
+
+/// Cluster commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum ClusterCommand {
+    /// Join tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+/// Token commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum TokenCommand {
+    /// Creates a token that admits one node, once.
+    Create {
+        /// Roles that the node may take.
+        #[arg(long, value_enum, required = true, value_delimiter = ',')]
+        roles: Vec<RoleChoice>,
+        /// Minutes until the token expires: 1 to 1440.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1440))]
+        minutes: u64,
+    },
+}
+
+/// Raft commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum RaftCommand {
+    /// Shows every group as every metadata node sees it.
+    Status,
+    /// Makes a registered metadata node a voter of every group: learner first.
+    Add {
+        /// The node's name.
+        name: String,
+    },
+    /// Takes a voter out of every group.
+    Remove {
+        /// The node's name.
+        name: String,
+    },
+}
+
+/// Placement commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum LayoutCommand {
+    /// Shows each disk's share of the placement groups.
+    Show,
+    /// Plans placement groups over the disks that are up and uses them for new stripes.
+    Apply,
+}

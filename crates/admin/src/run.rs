@@ -1,0 +1,358 @@
+//! Carries out an operator's command against a cluster.
+
+use crate::command::*;
+use crate::exit::{Exit, Trouble};
+use crate::report::{Report, bytes_text, table, time_text};
+use crate::secret::{JoinToken, draw_access_key, wrap};
+use crate::view;
+use bytes::Bytes;
+use plinth_client::Client;
+use plinth_protocol::map::{ClusterMap, NodeRecord};
+use plinth_protocol::meta::*;
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{GROUP_SYSTEM, HybridTime, Method, Role};
+use plinth_transport::{Call, Link, Peer};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a command may take before it gives up with exit code 3.
+pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a change of voters may take: a learner must catch up first.
+pub const VOTER_CHANGE_TIME_MAX: Duration = Duration::from_secs(600);
+/// How long one node may take to answer while others are asked too.
+const NODE_ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// An operator: a client under an operator's certificate, and what only operators hold.
+pub struct Operator {
+    /// The cluster's client.
+    pub client: Client,
+    /// The same client's link, for calls to one node.
+    pub link: Arc<dyn Link>,
+    /// The key that wraps new secrets; without it no key can be created.
+    pub wrapping_key: Option<Vec<u8>>,
+    /// SHA-256 of the cluster's CA certificate.
+    pub ca_fingerprint: [u8; 32],
+    /// The wall clock in milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+/// Carries out a command.
+pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Trouble> {
+    match command {
+        Command::Status(args) => status(operator, args).await,
+        Command::Node(NodeCommand::List) => node_list(operator).await,
+        Command::Node(NodeCommand::Stop { name }) => demo_node(operator, AdminRequest::StopNode(name.clone())).await,
+        Command::Node(NodeCommand::Start { name }) => demo_node(operator, AdminRequest::StartNode(name.clone())).await,
+        Command::Disk(DiskCommand::List) => disk_list(operator).await,
+        Command::Disk(DiskCommand::Add { node, path }) => disk_add(operator, node, path).await,
+        Command::Bucket(BucketCommand::List) => bucket_list(operator).await,
+        Command::Key(KeyCommand::Create { account, description }) => {
+            key_create(operator, account, description.clone()).await
+        }
+        Command::Key(KeyCommand::List) => key_list(operator).await,
+        Command::Key(KeyCommand::Revoke { id }) => key_revoke(operator, id).await,
+        Command::Cluster(ClusterCommand::Token(TokenCommand::Create { roles, minutes })) => {
+            token_create(operator, roles, *minutes).await
+        }
+        Command::Raft(RaftCommand::Status) => raft_status(operator).await,
+        Command::Raft(RaftCommand::Add { name }) => voter(operator, name, AdminRequest::AddVoter).await,
+        Command::Raft(RaftCommand::Remove { name }) => voter(operator, name, AdminRequest::RemoveVoter).await,
+        Command::Layout(LayoutCommand::Show) => layout_show(operator).await,
+        Command::Layout(LayoutCommand::Apply) => layout_apply(operator).await,
+    }
+}
+
+fn deadline() -> Instant {
+    Instant::now() + COMMAND_TIME_MAX
+}
+
+impl Operator {
+    /// Returns the newest map.
+    async fn map(&self) -> Result<ClusterMap, Trouble> {
+        match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline()).await? {
+            Reply::Map(map) => Ok(map),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends a request to one node.
+    async fn ask(&self, node: &NodeRecord, request: &AdminRequest, time: Duration) -> Result<AdminReply, Trouble> {
+        let peer = Peer { node: node.node, incarnation: Some(node.incarnation), address: node.address.clone() };
+        let call = Call { method: Method::Admin, header: request.to_bytes(), payload: Vec::<Bytes>::new(), deadline: time };
+        let reply = self.link.call(&peer, call).await?;
+        AdminReply::decode(&reply.header)
+            .map_err(|error| Trouble::new(Exit::Unsupported, "E1010", format!("{}: {error}", node.name)))
+    }
+
+    /// Commits a change and turns a refusal into a trouble.
+    async fn change(&self, command: plinth_protocol::meta::Command) -> Result<Outcome, Trouble> {
+        match self.client.mutate(GROUP_SYSTEM, command, None, deadline()).await? {
+            Outcome::Refused(refusal) => Err(refused(&refusal)),
+            outcome => Ok(outcome),
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> Trouble {
+    Trouble::new(Exit::Unsupported, "E1010", format!("the cluster gave an answer that this command does not know: {reply:?}"))
+}
+
+fn refused(refusal: &Refusal) -> Trouble {
+    let (exit, code) = match refusal.kind {
+        RefusalKind::NoSuchNode | RefusalKind::NoSuchDisk | RefusalKind::NoSuchAccessKey => (Exit::NotFound, "E1004"),
+        RefusalKind::AlreadyExists | RefusalKind::StaleEpoch => (Exit::Conflict, "E1005"),
+        _ => (Exit::Failed, "E1011"),
+    };
+    Trouble::new(exit, code, refusal.text.clone())
+}
+
+fn find_node<'a>(map: &'a ClusterMap, name: &str) -> Result<&'a NodeRecord, Trouble> {
+    map.nodes.iter().find(|node| node.name == name).ok_or_else(|| {
+        let names: Vec<&str> = map.nodes.iter().map(|node| node.name.as_str()).collect();
+        Trouble::new(Exit::NotFound, "E1004", format!("there is no node {name}; nodes are {}", names.join(", ")))
+    })
+}
+
+async fn status(operator: &Operator, args: &StatusArgs) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let raft = raft_views(operator, &map).await;
+    let mut shards = Vec::new();
+    for shard in &map.shards {
+        if let Reply::ShardStat(stat) = operator.client.query(shard.group, Query::ShardStat, deadline()).await? {
+            shards.push(stat);
+        }
+    }
+    let status = view::status(&map, &raft, &shards);
+    let exit = if args.exit_status && status.health != "OK" { Exit::Problem } else { Exit::Done };
+    let value = serde_json::to_value(&status).expect("a status has a JSON form");
+    Ok(Report { kind: "Status", value, text: status.text(), exit })
+}
+
+async fn node_list(operator: &Operator) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let raft = raft_views(operator, &map).await;
+    let nodes = view::nodes(&map, &raft);
+    let rows: Vec<Vec<String>> = nodes.iter().map(view::NodeView::cells).collect();
+    let text = table(&["NODE", "ROLE", "DOMAIN", "STATE", "DISKS", "ADDRESS", "SAFE TO STOP"], &rows);
+    Ok(Report::done("NodeList", json!({ "items": nodes }), text))
+}
+
+async fn demo_node(operator: &Operator, request: AdminRequest) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let name = match &request {
+        AdminRequest::StopNode(name) | AdminRequest::StartNode(name) => name.clone(),
+        other => unreachable!("only stop and start come here, not {other:?}"),
+    };
+    find_node(&map, &name)?;
+    // Any other metadata node of the process can do it; the named one may be the one that is down.
+    let mut last = None;
+    for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)) {
+        match operator.ask(node, &request, COMMAND_TIME_MAX).await {
+            Ok(AdminReply::Done(text)) => return Ok(Report::done("NodeChange", json!({"node": name, "message": text}), text)),
+            Ok(AdminReply::RaftStatus(_)) => return Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
+            Err(trouble) if trouble.exit == Exit::Unreachable => last = Some(trouble),
+            Err(trouble) => return Err(trouble),
+        }
+    }
+    Err(last.unwrap_or_else(|| Trouble::new(Exit::Unreachable, "E1001", "the cluster has no metadata node")))
+}
+
+async fn disk_list(operator: &Operator) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let disks = view::disks(&map);
+    let rows: Vec<Vec<String>> = disks.iter().map(view::DiskView::cells).collect();
+    let text = table(&["DISK", "NODE", "STATE", "SIZE", "USED", "FILL", "GROUPS", "ID"], &rows);
+    Ok(Report::done("DiskList", json!({ "items": disks }), text))
+}
+
+async fn disk_add(operator: &Operator, name: &str, path: &str) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let node = find_node(&map, name)?;
+    match operator.ask(node, &AdminRequest::AddDisk(path.to_string()), COMMAND_TIME_MAX).await? {
+        AdminReply::Done(text) => Ok(Report::done("DiskChange", json!({"node": name, "path": path, "message": text}), text)),
+        AdminReply::RaftStatus(_) => Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
+    }
+}
+
+async fn bucket_list(operator: &Operator) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let mut usage = std::collections::BTreeMap::new();
+    for shard in &map.shards {
+        if let Reply::ShardStat(stat) = operator.client.query(shard.group, Query::ShardStat, deadline()).await? {
+            for (bucket, part) in stat.buckets {
+                let whole = usage.entry(bucket).or_insert((0u64, 0u64));
+                *whole = (whole.0 + part.objects, whole.1 + part.bytes);
+            }
+        }
+    }
+    let (mut items, mut rows, mut after) = (Vec::new(), Vec::new(), None);
+    loop {
+        let query = BucketsQuery { prefix: String::new(), after: after.clone(), limit: LIST_ENTRIES_MAX };
+        let page = match operator.client.query(GROUP_SYSTEM, Query::Buckets(query), deadline()).await? {
+            Reply::Buckets(page) => page,
+            other => return Err(unexpected(&other)),
+        };
+        for bucket in &page.buckets {
+            let (objects, bytes) = usage.get(&bucket.bucket).copied().unwrap_or_default();
+            let created = time_text(bucket.created.millis());
+            rows.push(vec![bucket.name.clone(), bucket.owner.clone(), objects.to_string(), bytes_text(bytes), created.clone()]);
+            items.push(json!({"name": bucket.name, "id": bucket.bucket.to_string(), "owner": bucket.owner,
+                "objects": objects, "bytes": bytes, "created": created}));
+        }
+        after = page.buckets.last().map(|bucket| bucket.name.clone());
+        if !page.more || after.is_none() {
+            break;
+        }
+    }
+    Ok(Report::done("BucketList", json!({ "items": items }), table(&["BUCKET", "OWNER", "OBJECTS", "BYTES", "CREATED"], &rows)))
+}
+
+async fn key_create(operator: &Operator, account: &str, description: Option<String>) -> Result<Report, Trouble> {
+    let wrapping_key = operator.wrapping_key.as_ref().ok_or_else(|| {
+        Trouble::new(Exit::Denied, "E1012", "this profile holds no wrapping key; run the command where `plinth init` wrote it")
+    })?;
+    let fresh = draw_access_key();
+    let wrapped = wrap(wrapping_key, &fresh.secret).map_err(|error| Trouble::new(Exit::Failed, "E1012", error.to_string()))?;
+    let row = AccessKeyRow {
+        id: fresh.id.clone(),
+        wrapped_secret: wrapped,
+        account: account.to_string(),
+        created: HybridTime::from_millis(operator.now_ms),
+        description,
+    };
+    operator.change(plinth_protocol::meta::Command::CreateAccessKey(row)).await?;
+    let text = format!("Access key  {}\nSecret key  {}   (shown once)\n", fresh.id, fresh.secret);
+    let value = json!({"access_key": fresh.id, "secret_key": fresh.secret, "account": account});
+    Ok(Report::done("AccessKey", value, text))
+}
+
+async fn key_list(operator: &Operator) -> Result<Report, Trouble> {
+    let keys = match operator.client.query(GROUP_SYSTEM, Query::AccessKeys, deadline()).await? {
+        Reply::AccessKeys(list) => list.keys,
+        other => return Err(unexpected(&other)),
+    };
+    let rows: Vec<Vec<String>> = keys
+        .iter()
+        .map(|key| {
+            let description = key.description.clone().unwrap_or_default();
+            vec![key.id.clone(), key.account.clone(), time_text(key.created.millis()), description]
+        })
+        .collect();
+    let items: Vec<_> = keys
+        .iter()
+        .map(|key| json!({"access_key": key.id, "account": key.account, "created": time_text(key.created.millis()), "description": key.description}))
+        .collect();
+    Ok(Report::done("AccessKeyList", json!({ "items": items }), table(&["ACCESS KEY", "ACCOUNT", "CREATED", "FOR"], &rows)))
+}
+
+async fn key_revoke(operator: &Operator, id: &str) -> Result<Report, Trouble> {
+    operator.change(plinth_protocol::meta::Command::RevokeAccessKey(id.to_string())).await?;
+    let text = format!("{id} is revoked; gateways refuse it within seconds");
+    Ok(Report::done("AccessKeyChange", json!({"access_key": id, "revoked": true}), text))
+}
+
+async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -> Result<Report, Trouble> {
+    let token = JoinToken::new(operator.ca_fingerprint);
+    let expires = operator.now_ms + minutes * 60_000;
+    let row = JoinTokenRow {
+        hash: token.hash(),
+        expires: HybridTime::from_millis(expires),
+        roles: roles.iter().map(|&role| Role::from(role)).collect(),
+    };
+    operator.change(plinth_protocol::meta::Command::CreateJoinToken(row)).await?;
+    let map = operator.map().await?;
+    let meta = map.nodes.iter().find(|node| node.roles.contains(&Role::Meta)).map(|node| node.address.clone());
+    let address = meta.unwrap_or_default();
+    let text = format!(
+        "Token (admits one node, expires {}):\n  {}\nOn the new node:\n  plinth join --token-file FILE --meta {address} --roles … --data DIR --listen HOST:PORT\n",
+        time_text(expires),
+        token.text()
+    );
+    Ok(Report::done("JoinToken", json!({"token": token.text(), "expires": time_text(expires), "meta": address}), text))
+}
+
+/// Asks every metadata node for its view; silent ones are left out.
+async fn raft_views(operator: &Operator, map: &ClusterMap) -> Vec<(NodeRecord, RaftStatus)> {
+    let mut views = Vec::new();
+    for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)) {
+        if let Ok(AdminReply::RaftStatus(status)) = operator.ask(node, &AdminRequest::RaftStatus, NODE_ANSWER_TIME_MAX).await {
+            views.push((node.clone(), status));
+        }
+    }
+    views
+}
+
+async fn raft_status(operator: &Operator) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let views = raft_views(operator, &map).await;
+    let (mut rows, mut items) = (Vec::new(), Vec::new());
+    for (node, status) in &views {
+        for group in &status.groups {
+            let leader = group.leader.and_then(|leader| map.node(leader)).map_or("-".into(), |leader| leader.name.clone());
+            let name = |id: &plinth_protocol::NodeId| map.node(*id).map_or(id.to_string(), |node| node.name.clone());
+            let voters: Vec<String> = group.voters.iter().map(name).collect();
+            let learners: Vec<String> = group.learners.iter().map(name).collect();
+            let cells = [group.term, group.last_log, group.applied].map(|number| number.to_string());
+            let mut row = vec![node.name.clone(), group.group.to_string(), leader.clone()];
+            row.extend(cells);
+            row.extend([voters.join(","), learners.join(",")]);
+            rows.push(row);
+            items.push(json!({"node": node.name, "group": group.group.0, "leader": leader, "term": group.term,
+                "last_log": group.last_log, "applied": group.applied, "voters": voters, "learners": learners}));
+        }
+    }
+    let text = table(&["NODE", "GROUP", "LEADER", "TERM", "LAST", "APPLIED", "VOTERS", "LEARNERS"], &rows);
+    Ok(Report::done("RaftStatus", json!({ "items": items }), text))
+}
+
+/// Sends a change to the leader of the system group; other nodes say where it is.
+async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest) -> Result<String, Trouble> {
+    let views = raft_views(operator, map).await;
+    let leader = views
+        .iter()
+        .flat_map(|(_, status)| &status.groups)
+        .filter(|group| group.group == GROUP_SYSTEM)
+        .max_by_key(|group| group.term)
+        .and_then(|group| group.leader)
+        .and_then(|leader| map.node(leader))
+        .ok_or_else(|| Trouble::new(Exit::Unreachable, "E1001", "the system group has no leader; see plinth raft status"))?;
+    match operator.ask(leader, &request, VOTER_CHANGE_TIME_MAX).await? {
+        AdminReply::Done(text) => Ok(text),
+        AdminReply::RaftStatus(_) => Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
+    }
+}
+
+async fn voter(
+    operator: &Operator,
+    name: &str,
+    request: fn(plinth_protocol::NodeId) -> AdminRequest,
+) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let node = find_node(&map, name)?.node;
+    let text = ask_leader(operator, &map, request(node)).await?;
+    Ok(Report::done("VoterChange", json!({"node": name, "message": text}), text))
+}
+
+async fn layout_show(operator: &Operator) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let layout = view::layout(&map);
+    let rows: Vec<Vec<String>> = layout
+        .disks
+        .iter()
+        .map(|share| vec![share.disk.clone(), share.open_groups.to_string(), share.closed_groups.to_string()])
+        .collect();
+    let text = format!(
+        "code {} for new stripes, {} open and {} closed placement groups, map epoch {}\n{}",
+        layout.code, layout.open, layout.closed, layout.epoch,
+        table(&["DISK", "OPEN GROUPS", "CLOSED GROUPS"], &rows)
+    );
+    Ok(Report::done("Layout", serde_json::to_value(&layout).expect("a layout has a JSON form"), text))
+}
+
+async fn layout_apply(operator: &Operator) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    let text = ask_leader(operator, &map, AdminRequest::RebuildPlacement).await?;
+    Ok(Report::done("LayoutChange", json!({ "message": text }), text))
+}

@@ -1,0 +1,403 @@
+//! What operators are shown: pure functions from the map and the counters to views.
+
+use crate::report::bytes_text;
+use plinth_protocol::map::{ClusterMap, DiskRecord, NodeRecord, State};
+use plinth_protocol::meta::{RaftStatus, ShardStat};
+use plinth_protocol::{GROUP_SYSTEM, NodeId, Role};
+use serde::Serialize;
+
+/// Share of a disk's bytes at which writes stop, in percent (design, section 4).
+pub const WRITE_STOP_PERCENT: u64 = 85;
+
+/// The cluster on one screen.
+#[derive(Debug, Clone, Serialize)]
+pub struct StatusView {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The cluster's id.
+    pub id: String,
+    /// `OK`, `WARN` or `CRITICAL`.
+    pub health: &'static str,
+    /// Why it is not OK, each with the next command.
+    pub reasons: Vec<Reason>,
+    /// Voters that answer.
+    pub voters_up: usize,
+    /// Voters in all.
+    pub voters: usize,
+    /// Raft groups.
+    pub groups: usize,
+    /// Groups without a leader.
+    pub leaderless: usize,
+    /// Voters that may be lost more.
+    pub can_lose: usize,
+    /// Storage nodes that are up, and in all.
+    pub storage_up: usize,
+    /// Storage nodes in all.
+    pub storage: usize,
+    /// Disks that are up.
+    pub disks_up: usize,
+    /// Disks in all.
+    pub disks: usize,
+    /// The code of new stripes.
+    pub code: String,
+    /// Stripes that owe fragments.
+    pub owed_stripes: u64,
+    /// Object bytes that fit until the write stop.
+    pub usable_bytes: u64,
+    /// Bytes on disks, parity included.
+    pub used_bytes: u64,
+    /// Live objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub object_bytes: u64,
+    /// Deleted stripes that wait for the safe point.
+    pub deferred_deletes: u64,
+    /// The program's version.
+    pub version: &'static str,
+}
+
+/// One reason why a cluster is not OK.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// `WARN` or `CRITICAL`.
+    pub severity: &'static str,
+    /// A code that stays the same for ever.
+    pub code: &'static str,
+    /// What is wrong and what it means.
+    pub text: String,
+    /// The command to look further.
+    pub next: String,
+}
+
+/// Judges a cluster.
+pub fn status(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], shards: &[ShardStat]) -> StatusView {
+    let answered = |id: &NodeId| raft.iter().any(|(node, _)| node.node == *id);
+    let voters_up = map.voters.iter().filter(|id| answered(id)).count();
+    let groups = 1 + map.shards.len();
+    let led = led_groups(map, raft);
+    let storage: Vec<&NodeRecord> = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).collect();
+    let used_bytes = map.disks.iter().map(|disk| disk.used_bytes.unwrap_or(0)).sum();
+    let raw: u64 = map.disks.iter().filter(|disk| is_serving(map, disk)).map(|disk| disk.size_bytes).sum();
+    let quorum = map.voters.len() / 2 + 1;
+    let owed_stripes = shards.iter().map(|shard| shard.fill_ins).sum();
+    let mut view = StatusView {
+        cluster: map.name.clone(),
+        id: map.cluster.to_string(),
+        health: "OK",
+        reasons: Vec::new(),
+        voters_up,
+        voters: map.voters.len(),
+        groups,
+        leaderless: groups.saturating_sub(led),
+        can_lose: voters_up.saturating_sub(quorum),
+        storage_up: storage.iter().filter(|node| node.state == State::Up).count(),
+        storage: storage.len(),
+        disks_up: map.disks.iter().filter(|disk| is_serving(map, disk)).count(),
+        disks: map.disks.len(),
+        code: map.code.to_string(),
+        owed_stripes,
+        usable_bytes: raw / map.code.width() as u64 * u64::from(map.code.k) / 100 * WRITE_STOP_PERCENT,
+        used_bytes,
+        objects: shards.iter().map(|shard| shard.objects).sum(),
+        object_bytes: shards.iter().map(|shard| shard.object_bytes).sum(),
+        deferred_deletes: shards.iter().map(|shard| shard.deferred_deletes).sum(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    view.reasons = reasons(map, &view);
+    view.health = if view.reasons.iter().any(|reason| reason.severity == "CRITICAL") {
+        "CRITICAL"
+    } else if view.reasons.is_empty() {
+        "OK"
+    } else {
+        "WARN"
+    };
+    view
+}
+
+/// Counts the groups that some voter knows a leader of.
+fn led_groups(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)]) -> usize {
+    let ids = std::iter::once(GROUP_SYSTEM).chain(map.shards.iter().map(|shard| shard.group));
+    ids.filter(|id| {
+        raft.iter().flat_map(|(_, status)| &status.groups).any(|group| group.group == *id && group.leader.is_some())
+    })
+    .count()
+}
+
+fn is_serving(map: &ClusterMap, disk: &DiskRecord) -> bool {
+    disk.state == State::Up && map.node(disk.node).is_some_and(|node| node.state == State::Up)
+}
+
+fn reasons(map: &ClusterMap, view: &StatusView) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    let mut add = |severity, code, text: String, next: &str| {
+        reasons.push(Reason { severity, code, text, next: next.to_string() });
+    };
+    if view.leaderless > 0 {
+        let text = format!("{} of {} metadata groups have no leader: no reads, no writes", view.leaderless, view.groups);
+        add("CRITICAL", "M101", text, "plinth raft status");
+    }
+    if view.voters_up < view.voters {
+        let text = format!("{} of {} metadata nodes answer; {} more may be lost", view.voters_up, view.voters, view.can_lose);
+        add(if view.can_lose == 0 && view.voters > 1 { "CRITICAL" } else { "WARN" }, "M102", text, "plinth node list");
+    }
+    for node in map.nodes.iter().filter(|node| node.state != State::Up && node.roles.contains(&Role::Storage)) {
+        add("WARN", "N201", format!("node {} is {}", node.name, state_text(node.state)), "plinth node list");
+    }
+    let down = failed_domains(map);
+    if down > usize::from(map.code.m) {
+        let text = format!("{down} failure domains do not serve, the code {} bears {}: some objects can't be read", map.code, map.code.m);
+        add("CRITICAL", "D202", text, "plinth disk list");
+    }
+    for disk in map.disks.iter().filter(|disk| disk.state != State::Up) {
+        add("WARN", "D201", format!("disk {} is {}", disk.name, state_text(disk.state)), "plinth disk list");
+    }
+    if view.owed_stripes > 0 {
+        add("WARN", "R301", format!("{} stripes owe fragments; fill-in is under way", view.owed_stripes), "plinth status");
+    }
+    if map.pgs.iter().all(|pg| pg.closed) {
+        add("CRITICAL", "L401", "no placement group takes new stripes".into(), "plinth layout apply");
+    }
+    reasons
+}
+
+fn failed_domains(map: &ClusterMap) -> usize {
+    let mut domains: Vec<&str> = map
+        .disks
+        .iter()
+        .filter(|disk| !is_serving(map, disk))
+        .filter_map(|disk| map.node(disk.node).map(|node| node.domain.as_str()))
+        .collect();
+    domains.sort_unstable();
+    domains.dedup();
+    domains.len()
+}
+
+/// Returns a state as people read it.
+pub fn state_text(state: State) -> &'static str {
+    match state {
+        State::Up => "UP",
+        State::Suspect => "SUSPECT",
+        State::Down => "DOWN",
+        State::Failed => "FAILED",
+        State::Draining => "DRAINING",
+        State::Retired => "RETIRED",
+    }
+}
+
+impl StatusView {
+    /// Returns the screen.
+    pub fn text(&self) -> String {
+        let count = match self.reasons.len() {
+            0 => String::new(),
+            1 => "  1 reason".to_string(),
+            many => format!("  {many} reasons"),
+        };
+        let mut text = format!("CLUSTER  {} ({}…)      HEALTH  {}{count}\n", self.cluster, &self.id[..4], self.health);
+        for reason in &self.reasons {
+            text.push_str(&format!("  {} {}  {}\n", reason.severity, reason.code, reason.text));
+            text.push_str(&format!("             next: {}\n", reason.next));
+        }
+        let percent = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
+        text.push_str(&format!(
+            "METADATA   {}/{} voters, {} groups, can lose {}\n",
+            self.voters_up, self.voters, self.groups, self.can_lose
+        ));
+        text.push_str(&format!(
+            "STORAGE    {}/{} nodes, {}/{} disks, code {}\n",
+            self.storage_up, self.storage, self.disks_up, self.disks, self.code
+        ));
+        text.push_str(&format!("REDUNDANCY {} stripes owe fragments\n", self.owed_stripes));
+        text.push_str(&format!(
+            "CAPACITY   usable {} (to the {WRITE_STOP_PERCENT} % write stop)   on disks {} with parity   objects {} in {} ({:.1} %)\n",
+            bytes_text(self.usable_bytes),
+            bytes_text(self.used_bytes),
+            self.objects,
+            bytes_text(self.object_bytes),
+            percent(self.object_bytes, self.usable_bytes)
+        ));
+        text.push_str(&format!("DELETED    {} stripes wait for the safe point\n", self.deferred_deletes));
+        text.push_str(&format!("VERSION    {}\n", self.version));
+        text
+    }
+}
+
+/// A node as `node list` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeView {
+    /// The node's name.
+    pub name: String,
+    /// The node's id.
+    pub id: u64,
+    /// Its roles.
+    pub roles: Vec<String>,
+    /// Its failure domain.
+    pub domain: String,
+    /// Its state.
+    pub state: &'static str,
+    /// Its disks that are up.
+    pub disks_up: usize,
+    /// Its disks.
+    pub disks: usize,
+    /// The node-to-node address.
+    pub address: String,
+    /// Whether it may be stopped now without harm to reads and writes.
+    pub safe_to_stop: bool,
+    /// Why.
+    pub reason: String,
+}
+
+/// Lists nodes.
+pub fn nodes(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)]) -> Vec<NodeView> {
+    let voters_up = map.voters.iter().filter(|id| raft.iter().any(|(node, _)| node.node == **id)).count();
+    map.nodes
+        .iter()
+        .map(|node| {
+            let own: Vec<&DiskRecord> = map.disks.iter().filter(|disk| disk.node == node.node).collect();
+            let (safe_to_stop, reason) = safe_to_stop(map, node, voters_up);
+            NodeView {
+                name: node.name.clone(),
+                id: node.node.0,
+                roles: node.roles.iter().map(Role::to_string).collect(),
+                domain: node.domain.clone(),
+                state: state_text(node.state),
+                disks_up: own.iter().filter(|disk| is_serving(map, disk)).count(),
+                disks: own.len(),
+                address: node.address.clone(),
+                safe_to_stop,
+                reason,
+            }
+        })
+        .collect()
+}
+
+fn safe_to_stop(map: &ClusterMap, node: &NodeRecord, voters_up: usize) -> (bool, String) {
+    let quorum = map.voters.len() / 2 + 1;
+    if map.voters.contains(&node.node) && voters_up <= quorum {
+        return (false, format!("{voters_up} voters answer and {quorum} must"));
+    }
+    if node.roles.contains(&Role::Storage) {
+        let mut domains: Vec<&str> = map
+            .disks
+            .iter()
+            .filter(|disk| !is_serving(map, disk))
+            .filter_map(|disk| map.node(disk.node).map(|node| node.domain.as_str()))
+            .chain([node.domain.as_str()])
+            .collect();
+        domains.sort_unstable();
+        domains.dedup();
+        if domains.len() > usize::from(map.code.m) {
+            return (false, format!("{} failure domains would be gone, the code {} bears {}", domains.len(), map.code, map.code.m));
+        }
+    }
+    (true, "yes".into())
+}
+
+impl NodeView {
+    /// Returns the cells of a table row.
+    pub fn cells(&self) -> Vec<String> {
+        let disks = if self.disks == 0 { "-".into() } else { format!("{}/{}", self.disks_up, self.disks) };
+        let safe = if self.safe_to_stop { self.reason.clone() } else { format!("no: {}", self.reason) };
+        let state = self.state.to_string();
+        vec![self.name.clone(), self.roles.join(","), self.domain.clone(), state, disks, self.address.clone(), safe]
+    }
+}
+
+/// A disk as `disk list` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskView {
+    /// The disk's name.
+    pub name: String,
+    /// The disk's id.
+    pub id: String,
+    /// The node that holds it.
+    pub node: String,
+    /// Its state, `NODE DOWN` where its node does not serve.
+    pub state: &'static str,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its used bytes, as last reported.
+    pub used_bytes: Option<u64>,
+    /// Open placement groups that it is a member of.
+    pub groups: usize,
+}
+
+/// Lists disks.
+pub fn disks(map: &ClusterMap) -> Vec<DiskView> {
+    map.disks
+        .iter()
+        .map(|disk| {
+            let node = map.node(disk.node);
+            let serving = is_serving(map, disk) || disk.state != State::Up;
+            DiskView {
+                name: disk.name.clone(),
+                id: disk.disk.to_string(),
+                node: node.map_or_else(|| disk.node.to_string(), |node| node.name.clone()),
+                state: if serving { state_text(disk.state) } else { "NODE DOWN" },
+                incarnation: disk.incarnation.0,
+                size_bytes: disk.size_bytes,
+                used_bytes: disk.used_bytes,
+                groups: map.pgs.iter().filter(|pg| !pg.closed && pg.disks.contains(&disk.disk)).count(),
+            }
+        })
+        .collect()
+}
+
+impl DiskView {
+    /// Returns the cells of a table row.
+    pub fn cells(&self) -> Vec<String> {
+        let fill = match self.used_bytes {
+            Some(used) if self.size_bytes > 0 => format!("{:.1} %", used as f64 * 100.0 / self.size_bytes as f64),
+            _ => "-".into(),
+        };
+        let used = self.used_bytes.map_or("-".into(), bytes_text);
+        let state = self.state.to_string();
+        let groups = self.groups.to_string();
+        vec![self.name.clone(), self.node.clone(), state, bytes_text(self.size_bytes), used, fill, groups, self.id.clone()]
+    }
+}
+
+/// The placement table, by disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayoutView {
+    /// The code of new stripes.
+    pub code: String,
+    /// Groups that take new stripes.
+    pub open: usize,
+    /// Groups that only keep old ones.
+    pub closed: usize,
+    /// The map's epoch.
+    pub epoch: u64,
+    /// Each disk's share.
+    pub disks: Vec<ShareView>,
+}
+
+/// A disk's share of the placement groups.
+#[derive(Debug, Clone, Serialize)]
+pub struct ShareView {
+    /// The disk's name.
+    pub disk: String,
+    /// Open groups that it is a member of.
+    pub open_groups: usize,
+    /// Closed groups that it is a member of.
+    pub closed_groups: usize,
+}
+
+/// Shows the placement table.
+pub fn layout(map: &ClusterMap) -> LayoutView {
+    let count = |disk: &DiskRecord, closed: bool| {
+        map.pgs.iter().filter(|pg| pg.closed == closed && pg.disks.contains(&disk.disk)).count()
+    };
+    LayoutView {
+        code: map.code.to_string(),
+        open: map.pgs.iter().filter(|pg| !pg.closed).count(),
+        closed: map.pgs.iter().filter(|pg| pg.closed).count(),
+        epoch: map.epoch.0,
+        disks: map
+            .disks
+            .iter()
+            .map(|disk| ShareView { disk: disk.name.clone(), open_groups: count(disk, false), closed_groups: count(disk, true) })
+            .collect(),
+    }
+}

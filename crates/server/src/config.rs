@@ -1,0 +1,503 @@
+//! Configuration: typed, layered, and strict.
+//!
+//! `plinth.toml`, then `conf.d/*.toml` beside it in name order, then `PLINTH__SECTION__KEY` from
+//! the environment; later layers win key by key. A key that is not known is an error with file,
+//! line and the nearest known key: a misspelt setting must never be silently without effect.
+
+use plinth_protocol::Role;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A whole node's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who the node is.
+    pub node: NodeSection,
+    /// The node-to-node socket.
+    pub transport: TransportSection,
+    /// Secrets, by file.
+    pub security: SecuritySection,
+    /// The metadata nodes through which the cluster is found.
+    pub cluster: ClusterSection,
+    /// Disks of the storage role.
+    #[serde(default)]
+    pub storage: StorageSection,
+    /// The S3 socket of the gateway role.
+    #[serde(default)]
+    pub gateway: GatewaySection,
+    /// Metrics and health.
+    #[serde(default)]
+    pub observability: ObservabilitySection,
+    /// Logging.
+    #[serde(default)]
+    pub log: LogSection,
+}
+
+/// Who the node is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    /// Name for people, unique in the cluster.
+    pub name: String,
+    /// `gateway`, `meta`, `storage`: one or more.
+    pub roles: Vec<RoleName>,
+    /// Folder of everything that the node keeps but its disks.
+    pub data: PathBuf,
+}
+
+/// A role as the configuration spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RoleName {
+    /// Speaks S3.
+    Gateway,
+    /// Votes and keeps the namespace.
+    Meta,
+    /// Keeps fragments.
+    Storage,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Role {
+        match name {
+            RoleName::Gateway => Role::Gateway,
+            RoleName::Meta => Role::Meta,
+            RoleName::Storage => Role::Storage,
+        }
+    }
+}
+
+/// The node-to-node socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransportSection {
+    /// Address and port to listen on.
+    pub listen: String,
+}
+
+/// Secrets, by file: relative paths start at the configuration file's folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecuritySection {
+    /// The node's certificate, PEM.
+    pub certificate: PathBuf,
+    /// The node's private key, PEM.
+    pub private_key: PathBuf,
+    /// The cluster's CA certificate, PEM.
+    pub ca_certificate: PathBuf,
+    /// The cluster's CA key, PEM: on metadata nodes, which admit joining nodes.
+    pub ca_private_key: Option<PathBuf>,
+    /// The key that wraps access keys' secrets: on gateways and metadata nodes.
+    pub wrapping_key: Option<PathBuf>,
+}
+
+/// Where the cluster is found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSection {
+    /// Metadata nodes: `<node id>@<host>:<port>`.
+    pub meta: Vec<String>,
+    /// The founding record that `plinth init` wrote; used on the first start of a founding voter.
+    pub founding: Option<PathBuf>,
+}
+
+/// Disks of the storage role.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageSection {
+    /// Disk folders, each on a disk of its own. Empty folders are formatted and registered at start.
+    pub disks: Vec<PathBuf>,
+    /// Segment size in bytes of disks that are formatted from now on: 16 MiB to 1 GiB.
+    pub segment_bytes: u64,
+    /// Bytes that each disk may take, 0 = what the file system has.
+    pub capacity_bytes: u64,
+}
+
+impl Default for StorageSection {
+    fn default() -> Self {
+        StorageSection { disks: Vec::new(), segment_bytes: 256 << 20, capacity_bytes: 0 }
+    }
+}
+
+/// The S3 socket of the gateway role.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewaySection {
+    /// Address and port to listen on.
+    pub listen: String,
+    /// The region that the cluster reports; any well-formed region is accepted in signatures.
+    pub region: String,
+    /// Domains below which the first label is a bucket (virtual-host style).
+    pub base_domains: Vec<String>,
+    /// Certificate and key for HTTPS, PEM; without them the socket speaks plain HTTP.
+    pub tls_certificate: Option<PathBuf>,
+    /// Private key for HTTPS, PEM.
+    pub tls_private_key: Option<PathBuf>,
+    /// Body bytes in flight, all requests together; beyond it `SlowDown`.
+    pub body_bytes_max: u64,
+    /// How long deleted data is kept before it is destroyed, in seconds.
+    pub deferred_delete_seconds: u64,
+}
+
+impl Default for GatewaySection {
+    fn default() -> Self {
+        GatewaySection {
+            listen: "127.0.0.1:9000".into(),
+            region: "us-east-1".into(),
+            base_domains: Vec::new(),
+            tls_certificate: None,
+            tls_private_key: None,
+            body_bytes_max: 384 << 20,
+            deferred_delete_seconds: 60,
+        }
+    }
+}
+
+/// Metrics and health.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObservabilitySection {
+    /// Address and port of `/metrics` and `/health/*`.
+    pub listen: String,
+}
+
+impl Default for ObservabilitySection {
+    fn default() -> Self {
+        ObservabilitySection { listen: "127.0.0.1:9002".into() }
+    }
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSection {
+    /// `json`, or `text` for people.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,plinth_meta=debug`.
+    pub level: String,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        LogSection { format: LogFormat::Json, level: "info".into() }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Text for a terminal.
+    Text,
+}
+
+/// Why a configuration can't be used. Every kind is exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("{file}: {source}")]
+    Read {
+        /// Which file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A key is unknown or a value wrong.
+    #[error("{file}:{line}: {text}")]
+    Invalid {
+        /// Which file, or `environment`.
+        file: PathBuf,
+        /// The line, from 1; 0 where there is none.
+        line: usize,
+        /// What is wrong, with the nearest known key.
+        text: String,
+    },
+    /// The parts do not go together.
+    #[error("{file}: {text}")]
+    Inconsistent {
+        /// Which file.
+        file: PathBuf,
+        /// What does not hold.
+        text: String,
+    },
+}
+
+/// Prefix of environment variables that are a layer of the configuration.
+const ENVIRONMENT_PREFIX: &str = "PLINTH__";
+
+impl Config {
+    /// Loads the file, its `conf.d` and the environment's layer, and checks that they fit together.
+    pub fn load(file: &Path, environment: &[(String, String)]) -> Result<Config, ConfigError> {
+        let mut table = read_layer(file)?;
+        let folder = file.parent().unwrap_or(Path::new(".")).join("conf.d");
+        for extra in toml_files(&folder)? {
+            merge(&mut table, read_layer(&extra)?);
+        }
+        for (name, value) in environment {
+            if let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) {
+                merge(&mut table, environment_layer(name, path, value)?);
+            }
+        }
+        let config: Config = table.try_into().map_err(|error: toml::de::Error| ConfigError::Inconsistent {
+            file: file.to_path_buf(),
+            text: error.message().to_string(),
+        })?;
+        config.check(file)?;
+        Ok(config.with_absolute_paths(file.parent().unwrap_or(Path::new("."))))
+    }
+
+    /// Whether the node has a role.
+    pub fn has_role(&self, role: RoleName) -> bool {
+        self.node.roles.contains(&role)
+    }
+
+    /// Checks what no single key can tell.
+    fn check(&self, file: &Path) -> Result<(), ConfigError> {
+        let fail = |text: &str| Err(ConfigError::Inconsistent { file: file.to_path_buf(), text: text.into() });
+        if self.node.roles.is_empty() {
+            return fail("node.roles names no role");
+        }
+        if self.cluster.meta.is_empty() {
+            return fail("cluster.meta names no metadata node");
+        }
+        if let Some(bad) = self.cluster.meta.iter().find(|peer| parse_meta_peer(peer).is_none()) {
+            return fail(&format!("cluster.meta: \"{bad}\" is not <node id>@<host>:<port>"));
+        }
+        if self.has_role(RoleName::Storage) && self.storage.disks.is_empty() {
+            return fail("role storage needs storage.disks");
+        }
+        if !(16 << 20..=1 << 30).contains(&self.storage.segment_bytes) || self.storage.segment_bytes % (1 << 20) != 0 {
+            return fail("storage.segment_bytes must be whole MiB between 16 MiB and 1 GiB");
+        }
+        if self.has_role(RoleName::Gateway) && self.security.wrapping_key.is_none() {
+            return fail("role gateway needs security.wrapping_key");
+        }
+        if self.gateway.tls_certificate.is_some() != self.gateway.tls_private_key.is_some() {
+            return fail("gateway.tls_certificate and gateway.tls_private_key go together");
+        }
+        Ok(())
+    }
+
+    fn with_absolute_paths(mut self, base: &Path) -> Self {
+        let base = if base.as_os_str().is_empty() { Path::new(".") } else { base };
+        let fix = |path: &mut PathBuf| *path = base.join(&*path);
+        fix(&mut self.node.data);
+        fix(&mut self.security.certificate);
+        fix(&mut self.security.private_key);
+        fix(&mut self.security.ca_certificate);
+        self.storage.disks.iter_mut().for_each(fix);
+        let options = [
+            &mut self.security.ca_private_key,
+            &mut self.security.wrapping_key,
+            &mut self.cluster.founding,
+            &mut self.gateway.tls_certificate,
+            &mut self.gateway.tls_private_key,
+        ];
+        options.into_iter().flatten().for_each(fix);
+        self
+    }
+}
+
+/// Reads `<node id>@<host>:<port>`.
+pub fn parse_meta_peer(text: &str) -> Option<(u64, String)> {
+    let (node, address) = text.split_once('@')?;
+    let (_, port) = address.rsplit_once(':')?;
+    port.parse::<u16>().ok()?;
+    Some((node.parse().ok()?, address.to_string()))
+}
+
+/// Every key, with the value that holds when nobody sets it, as a file to start from.
+pub fn default_text() -> String {
+    let config = Config {
+        node: NodeSection { name: "s1".into(), roles: vec![RoleName::Storage], data: "data".into() },
+        transport: TransportSection { listen: "127.0.0.1:7000".into() },
+        security: SecuritySection {
+            certificate: "node.crt".into(),
+            private_key: "node.key".into(),
+            ca_certificate: "ca.crt".into(),
+            ca_private_key: Some("ca.key".into()),
+            wrapping_key: Some("wrapping.key".into()),
+        },
+        cluster: ClusterSection { meta: vec!["1@127.0.0.1:7001".into()], founding: Some("founding".into()) },
+        storage: StorageSection { disks: vec!["d0".into()], ..StorageSection::default() },
+        gateway: GatewaySection {
+            tls_certificate: Some("s3.crt".into()),
+            tls_private_key: Some("s3.key".into()),
+            ..GatewaySection::default()
+        },
+        observability: ObservabilitySection::default(),
+        log: LogSection::default(),
+    };
+    toml::to_string_pretty(&config).expect("the configuration's types all have a TOML form")
+}
+
+fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let entries = match crate::files::list(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(ConfigError::Read { file: folder.to_path_buf(), source }),
+    };
+    Ok(entries.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect())
+}
+
+/// Reads one file and checks each of its keys against the known ones.
+fn read_layer(file: &Path) -> Result<toml::Table, ConfigError> {
+    let text = crate::files::read_text(file)
+        .map_err(|source| ConfigError::Read { file: file.to_path_buf(), source })?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| ConfigError::Invalid {
+        file: file.to_path_buf(),
+        line: error.span().map_or(0, |span| line_of(&text, span.start)),
+        text: error.message().to_string(),
+    })?;
+    let known: toml::Table = toml::from_str(&default_text()).expect("the default text is TOML");
+    check_keys(file, &text, &table, &known, "")?;
+    Ok(table)
+}
+
+/// Refuses the first key that is not known, naming its line and the nearest known one.
+fn check_keys(
+    file: &Path,
+    text: &str,
+    table: &toml::Table,
+    known: &toml::Table,
+    prefix: &str,
+) -> Result<(), ConfigError> {
+    for (key, value) in table {
+        match (known.get(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(given)) => {
+                check_keys(file, text, given, inner, &format!("{prefix}{key}."))?;
+            }
+            (Some(expected), given) => {
+                let same = std::mem::discriminant(expected) == std::mem::discriminant(given);
+                if !same {
+                    let wants = format!("{prefix}{key} wants a {}, not a {}", expected.type_str(), given.type_str());
+                    return Err(invalid(file, text, prefix, key, wants));
+                }
+            }
+            (None, _) => {
+                let nearest = known.keys().min_by_key(|candidate| distance(candidate, key));
+                let hint = nearest.map(|name| format!("; nearest is `{prefix}{name}`")).unwrap_or_default();
+                return Err(invalid(file, text, prefix, key, format!("unknown key `{prefix}{key}`{hint}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn invalid(file: &Path, text: &str, prefix: &str, key: &str, what: String) -> ConfigError {
+    ConfigError::Invalid { file: file.to_path_buf(), line: find_key(text, prefix, key), text: what }
+}
+
+/// Finds the line on which a key stands in its section; 0 where it can't be told.
+fn find_key(text: &str, prefix: &str, key: &str) -> usize {
+    let section = prefix.trim_end_matches('.');
+    let mut current = String::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            current = name.trim_matches('[').trim().to_string();
+            if section.is_empty() && current == key {
+                return number + 1;
+            }
+        } else if current == section && line.split(['=', '.']).next().is_some_and(|name| name.trim() == key) {
+            return number + 1;
+        }
+    }
+    0
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}
+
+/// `SECTION__KEY` from the environment as a table of one key; the value is TOML where it parses, else a string.
+fn environment_layer(name: &str, path: &str, value: &str) -> Result<toml::Table, ConfigError> {
+    let keys: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
+    let mut layer = parsed.unwrap_or_else(|| toml::Value::String(value.to_string()));
+    for key in keys.iter().rev() {
+        layer = toml::Value::Table(toml::Table::from_iter([(key.clone(), layer)]));
+    }
+    let toml::Value::Table(table) = layer else {
+        unreachable!("at least one key was wrapped around the value")
+    };
+    let known: toml::Table = toml::from_str(&default_text()).expect("the default text is TOML");
+    check_keys(Path::new(&format!("environment variable {name}")), "", &table, &known, "")?;
+    Ok(table)
+}
+
+fn merge(base: &mut toml::Table, layer: toml::Table) {
+    for (key, value) in layer {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => merge(inner, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Edit distance between two short words (Levenshtein).
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, a) in left.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &b) in right.iter().enumerate() {
+            let substituted = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("plinth.toml");
+        crate::files::write_public(&file, text.as_bytes()).unwrap();
+        (folder, file)
+    }
+
+    #[test]
+    fn default_text_loads_and_holds_every_key() {
+        let (_folder, file) = write(&default_text());
+        let config = Config::load(&file, &[]).unwrap();
+        assert_eq!(config.gateway.region, "us-east-1");
+    }
+
+    #[test]
+    fn unknown_key_is_named_with_line_and_nearest() {
+        let text = default_text().replace("region =", "regoin =");
+        let line = text.lines().position(|line| line.starts_with("regoin")).unwrap() + 1;
+        let (_folder, file) = write(&text);
+        let error = Config::load(&file, &[]).unwrap_err().to_string();
+        assert!(error.contains(&format!("plinth.toml:{line}: unknown key `gateway.regoin`; nearest is `gateway.region`")), "{error}");
+    }
+
+    #[test]
+    fn environment_wins_and_is_checked() {
+        let (_folder, file) = write(&default_text());
+        let set = |name: &str, value: &str| vec![(name.to_string(), value.to_string())];
+        let config = Config::load(&file, &set("PLINTH__GATEWAY__REGION", "hanoi")).unwrap();
+        assert_eq!(config.gateway.region, "hanoi");
+        assert!(Config::load(&file, &set("PLINTH__GATEWAY__REGOIN", "hanoi")).is_err());
+        assert!(Config::load(&file, &set("PLINTH__STORAGE__SEGMENT_BYTES", "17")).is_err());
+    }
+
+    #[test]
+    fn later_files_win() {
+        let (folder, file) = write(&default_text());
+        crate::files::make_folder(&folder.path().join("conf.d")).unwrap();
+        crate::files::write_public(&folder.path().join("conf.d/10.toml"), b"[log]\nlevel = \"debug\"\n").unwrap();
+        assert_eq!(Config::load(&file, &[]).unwrap().log.level, "debug");
+    }
+}

@@ -1,0 +1,76 @@
+//! The server's own small files: configuration, secrets, marks. The one place of the binary that
+//! touches the file system directly.
+#![allow(clippy::disallowed_methods)]
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Reads a text file.
+pub fn read_text(file: &Path) -> io::Result<String> {
+    fs::read_to_string(file)
+}
+
+/// Reads a file.
+pub fn read(file: &Path) -> io::Result<Vec<u8>> {
+    fs::read(file)
+}
+
+/// Reads a file that must be readable by its owner alone.
+pub fn read_secret(file: &Path) -> io::Result<Vec<u8>> {
+    let mode = fs::metadata(file)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        let text = format!("{} is readable by others (mode {:o}); chmod 600 it", file.display(), mode & 0o777);
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    fs::read(file)
+}
+
+/// Lists a folder's entries in name order.
+pub fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut entries = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+    entries.sort();
+    Ok(entries)
+}
+
+/// Whether a path exists.
+pub fn exists(path: &Path) -> bool {
+    path.exists()
+}
+
+/// Makes a folder and its parents, readable by the owner alone.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Writes a file that anyone may read, durably, replacing what was there.
+pub fn write_public(file: &Path, content: &[u8]) -> io::Result<()> {
+    write(file, content, 0o644)
+}
+
+/// Writes a file that only its owner may read, durably, replacing what was there.
+pub fn write_secret(file: &Path, content: &[u8]) -> io::Result<()> {
+    write(file, content, 0o600)
+}
+
+/// Removes a folder and everything below it.
+pub fn remove_tree(folder: &Path) -> io::Result<()> {
+    fs::remove_dir_all(folder)
+}
+
+/// Removes a file.
+pub fn remove(file: &Path) -> io::Result<()> {
+    fs::remove_file(file)
+}
+
+/// Writes beside the target, syncs, renames over it and syncs the folder: a crash leaves the old or the new file.
+fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let draft = file.with_extension("draft");
+    let mut handle = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
+    handle.write_all(content)?;
+    handle.sync_all()?;
+    fs::rename(&draft, file)?;
+    fs::File::open(folder)?.sync_all()
+}
