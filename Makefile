@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo build test unit clients rust-clients faults bench chaos fmt fmt-check lint deny deny-install doc \
+.PHONY: help demo build test unit clients rust-clients faults bench chaos fmt fmt-check lint deny doc \
 	build-packages forget-totals
 # The stages of `make test` follow one another; cargo and the clusters use both cores as it is.
 .NOTPARALLEL:
@@ -19,6 +19,8 @@ BUILD_PACKAGES := clang libclang-dev g++ make
 TEST_PACKAGES := awscli restic strace python3-venv
 DENY_VERSION := 0.20.2
 
+TOOLS := $(CARGO_TARGET_DIR)/tools-$(DENY_VERSION)
+DENY := $(TOOLS)/bin/cargo-deny
 PLINTH := $(CARGO_TARGET_DIR)/debug/plinth
 TOTALS := $(CARGO_TARGET_DIR)/totals
 RUST_CLIENTS_TARGET := $(CARGO_TARGET_DIR)/rust-clients
@@ -74,12 +76,15 @@ fmt-check: ## Fail when the Rust code is not formatted
 lint: build-packages ## clippy over all targets, every warning an error
 	$(CARGO) clippy --workspace --all-targets -j $(JOBS) -- -D warnings
 
-deny: ## Licences, banned crates and sources by cargo-deny, when it is there (make deny-install)
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
-	else echo "cargo-deny is not installed: licences and bans are NOT checked here (make deny-install builds it)"; fi
+deny: $(DENY) ## Licences, banned crates and sources, by cargo-deny (built once, about 5 minutes; PLINTH_SKIP_DENY=1 leaves it out)
+	@if [ -n "$$PLINTH_SKIP_DENY" ]; then echo "PLINTH_SKIP_DENY is set: licences and banned crates are NOT checked"; \
+	else $(DENY) --locked check bans licenses sources; fi
 
-deny-install: ## Build cargo-deny, once (minutes)
-	$(CARGO) install --locked cargo-deny@$(DENY_VERSION) -j $(JOBS)
+$(DENY):
+	@if [ -n "$$PLINTH_SKIP_DENY" ]; then exit 0; fi; \
+	echo "Building cargo-deny $(DENY_VERSION), once (about 5 minutes on 2 cores)"; \
+	$(CARGO) install --quiet --locked cargo-deny@$(DENY_VERSION) --root $(TOOLS) --target-dir $(TOOLS)/build -j $(JOBS) \
+	&& rm -rf $(TOOLS)/build
 
 doc: build-packages ## The API documentation of our crates
 	$(CARGO) doc --workspace --no-deps -j $(JOBS)
