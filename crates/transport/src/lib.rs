@@ -12,11 +12,21 @@
 //! Read `frame` for the bytes, `session` for TLS, `channel` for how bytes become frames,
 //! `caller` for the calling side and `server` for the serving side.
 
+pub mod authority;
 mod call;
+mod credentials;
+mod error;
+pub mod frame;
 mod local;
+mod name;
+mod session;
 
+pub use authority::{Authority, Fingerprint, NodeCertificate, NodeKey};
 pub use call::{
     BoxFuture, Call, DEADLINE_MAX, HEADER_BYTES_MAX, Identity, Link, PAYLOAD_BYTES_MAX, Peer, Reply, Request, Response,
     Service,
 };
+pub use credentials::Credentials;
+pub use error::TransportError;
 pub use local::{Fault, Judge, LocalLink, LocalNetwork, Passage};
+pub use name::NodeName;
