@@ -1,0 +1,299 @@
+//! The table of bench/RESULTS.md: each row with its bar, measured against a fresh cluster of separate processes.
+
+// A tool that writes a page into the repository and asks git for the commit.
+#![allow(clippy::disallowed_methods)]
+
+use crate::cluster::Cluster;
+use crate::load::{self, Operation, Plan};
+use crate::report::{Report, size};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Where the generated part of the page stands; the rest of the page is written by people.
+const BEGIN: &str = "<!-- table: begin (written by plinth-bench table) -->";
+const END: &str = "<!-- table: end -->";
+
+/// How a table is made.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TableOptions {
+    /// The program under test.
+    #[arg(long)]
+    pub plinth: PathBuf,
+    /// The page to write.
+    #[arg(long, default_value = "bench/RESULTS.md")]
+    pub page: PathBuf,
+    /// Where the cluster lives meanwhile; must not exist. A folder beside the program unless told.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 8)]
+    pub seconds: u64,
+    /// Measurements of each row; the median counts.
+    #[arg(long, default_value_t = 3)]
+    pub runs: usize,
+    /// Keys of the large bucket.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub keys: u64,
+    /// One short run with a small bucket: shows that the table works, proves nothing.
+    #[arg(long)]
+    pub quick: bool,
+    /// Keeps the cluster's folder and logs.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// One row: what is done, and the bar it is held against.
+#[derive(Clone, Copy)]
+struct Row {
+    name: &'static str,
+    operation: Operation,
+    bucket: &'static str,
+    size: u64,
+    clients: usize,
+    bar: Bar,
+}
+
+/// What a row must reach.
+#[derive(Clone, Copy)]
+enum Bar {
+    /// Server processor milliseconds an operation, at most.
+    CpuMsMax(f64),
+    /// Server processor seconds a GiB, at most.
+    CpuPerGibMax(f64),
+    /// Keys listed for a server processor second, at least.
+    KeysPerCpuMin(f64),
+    /// Operations a second, as a share of those of the row with this name, at least.
+    NotSlowerThan(&'static str),
+    /// Only shown.
+    None,
+}
+
+/// How much slower than its twin a row may be before it counts as slower: the noise between runs on a shared machine.
+const NOISE_SHARE: f64 = 0.10;
+
+const ROWS: [Row; 13] = [
+    row("PUT 4 KiB", Operation::Put, "bench-small", 4 * KIB, 16, Bar::CpuMsMax(0.5)),
+    row("GET 4 KiB", Operation::Get, "bench-small", 4 * KIB, 16, Bar::CpuMsMax(0.15)),
+    row("HEAD", Operation::Head, "bench-small", 4 * KIB, 16, Bar::None),
+    row("PUT 1 MiB", Operation::Put, "bench-1m", MIB, 8, Bar::CpuPerGibMax(5.0)),
+    row("GET 1 MiB", Operation::Get, "bench-1m", MIB, 8, Bar::CpuPerGibMax(2.0)),
+    row("PUT 64 MiB", Operation::Put, "bench-64m", 64 * MIB, 4, Bar::None),
+    row("GET 64 MiB", Operation::Get, "bench-64m", 64 * MIB, 4, Bar::CpuPerGibMax(2.0)),
+    row("PUT 64 B, few keys", Operation::Put, FEW, 64, 16, Bar::None),
+    row("GET 64 B, few keys", Operation::Get, FEW, 64, 16, Bar::None),
+    row("LIST, few keys", Operation::List, FEW, 0, 4, Bar::None),
+    row("PUT 64 B, many keys", Operation::Put, MANY, 64, 16, Bar::NotSlowerThan("PUT 64 B, few keys")),
+    row("GET 64 B, many keys", Operation::Get, MANY, 64, 16, Bar::NotSlowerThan("GET 64 B, few keys")),
+    row("LIST, many keys", Operation::List, MANY, 0, 4, Bar::KeysPerCpuMin(300_000.0)),
+];
+
+const FEW: &str = "bench-few";
+const MANY: &str = "bench-many";
+
+const fn row(
+    name: &'static str,
+    operation: Operation,
+    bucket: &'static str,
+    size: u64,
+    clients: usize,
+    bar: Bar,
+) -> Row {
+    Row { name, operation, bucket, size, clients, bar }
+}
+
+/// Starts a cluster, measures every row and writes the page.
+///
+/// # Errors
+/// When the cluster does not start or the page cannot be written.
+pub async fn table(mut options: TableOptions) -> Result<(), String> {
+    if options.quick {
+        (options.seconds, options.runs, options.keys) = (2, 1, 20_000);
+    }
+    let beside = options.plinth.parent().unwrap_or(Path::new(".")).join(format!("bench-{}", std::process::id()));
+    let folder = options.dir.clone().unwrap_or(beside);
+    let mut cluster = Cluster::start(&options.plinth, &folder).await?;
+    if options.keep {
+        cluster.keep_folder();
+    }
+    let mut measured = Vec::new();
+    let mut filled: Vec<&str> = Vec::new();
+    for row in &ROWS {
+        if row.bucket == MANY && !filled.contains(&MANY) {
+            eprintln!("{} keys are written first; this takes minutes", options.keys);
+        }
+        if !filled.contains(&row.bucket) {
+            let report = load::run(plan(&cluster, &options, row, Operation::Fill), &cluster.servers("")).await?;
+            eprint!("{} {report}", row.bucket);
+            filled.push(row.bucket);
+        }
+        let report = median(&cluster, &options, row).await?;
+        eprint!("{}: {report}", row.name);
+        measured.push((row, report));
+    }
+    let memory = memory_rows(&cluster, &options).await?;
+    let text = page_part(&options, &measured, &memory);
+    write_page(&options.page, &text)
+}
+
+/// Objects that a bucket holds before it is measured.
+fn keys_in(bucket: &str, options: &TableOptions) -> u64 {
+    match bucket {
+        MANY => options.keys,
+        "bench-1m" => 256,
+        "bench-64m" => 8,
+        _ => options.keys.min(10_000),
+    }
+}
+
+fn plan(cluster: &Cluster, options: &TableOptions, row: &Row, operation: Operation) -> Plan {
+    let many_clients = if row.size <= MIB { 32 } else { row.clients };
+    Plan {
+        operation,
+        endpoints: vec![cluster.endpoint.clone()],
+        credentials: (cluster.keys.0.clone(), cluster.keys.1.clone(), "us-east-1".to_string()),
+        bucket: row.bucket.to_string(),
+        prefix: "k/".to_string(),
+        keys: keys_in(row.bucket, options),
+        size: if row.bucket == FEW || row.bucket == MANY { 64 } else { row.size },
+        part_bytes: 0,
+        clients: if operation == Operation::Fill { many_clients } else { row.clients },
+        duration: Duration::from_secs(options.seconds),
+        warm_up: Duration::from_secs(1),
+        count_max: None,
+        verify: false,
+        signed_payload: false,
+        seed: 1,
+    }
+}
+
+/// Measures a row several times and returns the run with the median rate.
+async fn median(cluster: &Cluster, options: &TableOptions, row: &Row) -> Result<Report, String> {
+    let mut reports = Vec::new();
+    for run in 0..options.runs.max(1) {
+        let mut plan = plan(cluster, options, row, row.operation);
+        plan.seed += run as u64;
+        reports.push(load::run(plan, &cluster.servers("")).await?);
+    }
+    reports.sort_by(|a, b| a.operations_per_second().total_cmp(&b.operations_per_second()));
+    let middle = reports.len() / 2;
+    Ok(reports.swap_remove(middle))
+}
+
+/// A statement about memory: what, found, bar, all in MiB.
+struct MemoryRow {
+    name: String,
+    found_mib: f64,
+    bar_mib: f64,
+}
+
+async fn memory_rows(cluster: &Cluster, options: &TableOptions) -> Result<Vec<MemoryRow>, String> {
+    let (gateway, storage) = (cluster.servers("g"), cluster.servers("s"));
+    gateway.forget_peaks();
+    storage.forget_peaks();
+    let row = row("64 concurrent", Operation::Put, "bench-64m", 64 * MIB, 64, Bar::None);
+    let report = load::run(plan(cluster, options, &row, Operation::Put), &cluster.servers("")).await?;
+    eprint!("64 concurrent PUTs of 64 MiB: {report}");
+    let mib = |bytes: u64| bytes as f64 / MIB as f64;
+    let largest = |memory: std::collections::BTreeMap<u32, crate::meter::Memory>| {
+        mib(memory.values().map(|one| one.peak_bytes).max().unwrap_or(0))
+    };
+    let clients = "64 concurrent PUTs of 64 MiB";
+    Ok(vec![
+        MemoryRow { name: format!("gateway, {clients}"), found_mib: largest(gateway.memory()), bar_mib: 768.0 },
+        MemoryRow {
+            name: format!("largest storage process, {clients}"),
+            found_mib: largest(storage.memory()),
+            bar_mib: 300.0,
+        },
+    ])
+}
+
+fn page_part(options: &TableOptions, measured: &[(&Row, Report)], memory: &[MemoryRow]) -> String {
+    let mut text = String::new();
+    let asked = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    let commit = asked("git", &["describe", "--always", "--dirty"]).unwrap_or_else(|| "unknown".into());
+    let kernel = asked("uname", &["-r"]).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let arguments = format!("--seconds {} --runs {} --keys {}", options.seconds, options.runs, options.keys);
+    let _ = writeln!(text, "{BEGIN}\n");
+    let _ = writeln!(text, "Commit `{commit}`, {cores} cores, Linux {kernel}, load generator on the same machine.");
+    let _ =
+        writeln!(text, "Command: `make bench ARGS='{arguments}'`; each row is the median of {} runs.\n", options.runs);
+    text += "| row | clients | operations/s | MiB/s or keys/s | p50 ms | p99 ms | server CPU | bar | |\n";
+    text += "| --- | --: | --: | --: | --: | --: | --: | --: | --- |\n";
+    for (row, report) in measured {
+        let (cost, bar, verdict) = judge(row, report, measured);
+        let moved = match report.keys {
+            0 => format!("{:.1} MiB/s", report.mib_per_second()),
+            _ => format!("{:.0} keys/s", report.keys_per_second()),
+        };
+        let errors = if report.failed() > 0 { format!(" ({} errors!)", report.failed()) } else { String::new() };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.0}{errors} | {moved} | {:.2} | {:.2} | {cost} | {bar} | {verdict} |",
+            row.name,
+            report.clients,
+            report.operations_per_second(),
+            report.latency.quantile_ms(0.5),
+            report.latency.quantile_ms(0.99),
+        );
+    }
+    let (few, many) = (keys_in(FEW, options), keys_in(MANY, options));
+    let _ = writeln!(text, "\nFew keys: {few}; many keys: {many}, objects of {}.\n", size(64));
+    text += "| memory peak | MiB | bar | |\n| --- | --: | --: | --- |\n";
+    for row in memory {
+        let verdict = if row.found_mib <= row.bar_mib { "holds" } else { "**falls short**" };
+        let _ = writeln!(text, "| {} | {:.0} | ≤ {:.0} | {verdict} |", row.name, row.found_mib, row.bar_mib);
+    }
+    let _ = write!(text, "\n{END}");
+    text
+}
+
+/// Cost, bar and verdict of a row, in words.
+fn judge(row: &Row, report: &Report, measured: &[(&Row, Report)]) -> (String, String, &'static str) {
+    let (per_operation, per_gib) = (report.cpu_seconds_per_thousand(), report.cpu_seconds_per_gib());
+    let own_cost = if report.keys > 0 {
+        format!("{:.0} keys/CPU-s", report.keys_per_cpu_second())
+    } else if report.size >= MIB && report.bytes > 0 {
+        format!("{per_gib:.2} CPU-s/GiB")
+    } else {
+        format!("{per_operation:.3} ms")
+    };
+    let (bar, holds) = match row.bar {
+        Bar::CpuMsMax(max) => (format!("≤ {max} ms"), Some(per_operation <= max)),
+        Bar::CpuPerGibMax(max) => (format!("≤ {max} CPU-s/GiB"), Some(per_gib <= max)),
+        Bar::KeysPerCpuMin(min) => (format!("≥ {min:.0} keys/CPU-s"), Some(report.keys_per_cpu_second() >= min)),
+        Bar::NotSlowerThan(name) => {
+            let twin = measured.iter().find(|(row, _)| row.name == name).map(|(_, twin)| twin.operations_per_second());
+            let enough = twin.map(|rate| report.operations_per_second() >= rate * (1.0 - NOISE_SHARE));
+            (format!("as fast as {name}, ± {:.0} %", NOISE_SHARE * 100.0), enough)
+        }
+        Bar::None => ("–".to_string(), None),
+    };
+    // A rate with errors in it proves nothing.
+    let holds = holds.map(|holds| holds && report.failed() == 0 && report.operations > 0);
+    let verdict = match holds {
+        Some(true) => "holds",
+        Some(false) => "**falls short**",
+        None => "",
+    };
+    (own_cost, bar, verdict)
+}
+
+/// Replaces the generated part of the page, or appends it.
+fn write_page(page: &Path, part: &str) -> Result<(), String> {
+    let old = std::fs::read_to_string(page).unwrap_or_else(|_| "# Bench results\n".to_string());
+    let new = match (old.find(BEGIN), old.find(END)) {
+        (Some(begin), Some(end)) if begin < end => format!("{}{part}{}", &old[..begin], &old[end + END.len()..]),
+        _ => format!("{old}\n{part}\n"),
+    };
+    std::fs::write(page, new).map_err(|error| format!("{}: {error}", page.display()))
+}
