@@ -1,0 +1,264 @@
+//! The way to the metadata: to the leader of a group, with retries that the group recognises.
+
+use crate::chart::Chart;
+use crate::client::Client;
+use crate::counters::Timed;
+use bytes::Bytes;
+use plinth_protocol::meta::{
+    ClientToken, Command, GroupQuery, MetaRequest, Mutation, Outcome, Query, RefusalKind, Reply,
+};
+use plinth_protocol::object::Body;
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{Failure, FailureKind, GROUP_SYSTEM, GroupId, Method, NodeId, RequestId, WriterId};
+use plinth_transport::{Call, Peer};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Longest wait for one voter's answer before another voter is asked.
+const TRY_MAX: Duration = Duration::from_millis(1500);
+/// First pause after all voters of a group have been asked in vain.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// Longest pause between two rounds.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Most hints that are followed without a pause: two nodes that name each other must not spin.
+const HINTS_MAX: u32 = 3;
+/// How long a refresh of the map may take.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Shortest time between two refreshes of the map.
+const REFRESH_GAP: Duration = Duration::from_millis(200);
+
+impl Client {
+    /// Changes a group: sends the command to the leader, again and again under one request id,
+    /// until an answer comes or `deadline` passes.
+    ///
+    /// Decided refusals are outcomes, not errors, but for a fenced writer: that is `Fenced`, and
+    /// the stripes must be written anew. Fails with `Unknown` where the command may yet take effect.
+    pub async fn mutate(
+        &self,
+        group: GroupId,
+        command: Command,
+        token: Option<ClientToken>,
+        deadline: Instant,
+    ) -> Result<Outcome, Failure> {
+        let writer = writer_of(&command);
+        let request = RequestId(self.inner.chance.u128());
+        let mutation = Mutation { group, request, writer, token, command };
+        let outcome = match self.ask(group, &MetaRequest::Mutate(mutation), deadline).await? {
+            Reply::Outcome(outcome) => outcome,
+            _ => return Err(Failure::new(FailureKind::Internal, "a mutation was answered as a query")),
+        };
+        if let Outcome::Refused(refusal) = &outcome {
+            match refusal.kind {
+                RefusalKind::WriterFenced => {
+                    self.retire_writer(writer).await;
+                    return Err(Failure::new(FailureKind::Fenced, refusal.text.clone()));
+                }
+                RefusalKind::NoSuchBucket => self.inner.buckets.clear(),
+                _ => {}
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Asks a group's leader at a read index: what was committed before the call is seen.
+    pub async fn query(&self, group: GroupId, query: Query, deadline: Instant) -> Result<Reply, Failure> {
+        let reply = self.ask(group, &MetaRequest::Query(GroupQuery { group, query }), deadline).await?;
+        if reply == Reply::Absent(RefusalKind::NoSuchBucket) {
+            self.inner.buckets.clear();
+        }
+        Ok(reply)
+    }
+
+    /// Sends a request to the leader of a group until it is answered.
+    async fn ask(&self, group: GroupId, request: &MetaRequest, deadline: Instant) -> Result<Reply, Failure> {
+        let _turn = self.inner.meta_calls.acquire().await.expect("never closed");
+        let header = request.to_bytes();
+        let mut search = Search::new(self.leader(group));
+        loop {
+            let chart = self.chart();
+            let Some(peer) = search.next_peer(self, &chart, group) else {
+                return Err(Failure::new(FailureKind::Unavailable, format!("no voter of {group} is known")));
+            };
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(search.give_up(group));
+            }
+            let failure = match self.ask_peer(&peer, header.clone(), TRY_MAX.min(deadline - now)).await {
+                Ok(reply) => {
+                    self.set_leader(group, peer.node);
+                    return Ok(reply);
+                }
+                Err(failure) => failure,
+            };
+            self.inner.counters.meta_retries.add(1);
+            match search.judge(failure, peer.node)? {
+                Step::Next => {}
+                Step::Pause(pause) => {
+                    let pause = self.inner.chance.jitter(pause);
+                    tokio::time::sleep_until((Instant::now() + pause).min(deadline)).await;
+                    self.hint_map_changed(group);
+                }
+            }
+        }
+    }
+
+    async fn ask_peer(&self, peer: &Peer, header: Bytes, deadline: Duration) -> Result<Reply, Failure> {
+        let started = Instant::now();
+        let call = Call { method: Method::Meta, header, payload: Vec::new(), deadline };
+        let reply = self.inner.link.call(peer, call).await?;
+        self.inner.counters.times[Timed::Meta as usize].note(started.elapsed());
+        Ok(Reply::decode(&reply.header)?)
+    }
+
+    fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.inner.leaders.lock().unwrap_or_else(PoisonError::into_inner).get(&group).copied()
+    }
+
+    fn set_leader(&self, group: GroupId, node: NodeId) {
+        self.inner.leaders.lock().unwrap_or_else(PoisonError::into_inner).insert(group, node);
+    }
+
+    /// Has the map refreshed in the background: a group does not answer, its voters may have changed.
+    fn hint_map_changed(&self, group: GroupId) {
+        if group != GROUP_SYSTEM {
+            self.refresh_map_soon();
+        }
+    }
+
+    /// Starts a refresh of the map in the background, unless one is under way.
+    pub(crate) fn refresh_map_soon(&self) {
+        if self.inner.refreshing.try_lock().is_ok() {
+            let client = self.clone();
+            tokio::spawn(async move { client.refresh_map().await });
+        }
+    }
+
+    /// Asks group 0 whether there is a newer map and takes it. A failure leaves the map as it is.
+    pub async fn refresh_map(&self) -> Result<(), Failure> {
+        let mut last = self.inner.refreshing.lock().await;
+        if last.is_some_and(|at| at.elapsed() < REFRESH_GAP) {
+            return Ok(());
+        }
+        self.fetch_map(Instant::now() + REFRESH_TIMEOUT).await?;
+        *last = Some(Instant::now());
+        Ok(())
+    }
+
+    pub(crate) async fn fetch_map(&self, deadline: Instant) -> Result<(), Failure> {
+        let known = Some(self.chart().map.epoch).filter(|epoch| epoch.0 > 0);
+        match self.query(GROUP_SYSTEM, Query::Map(known), deadline).await? {
+            Reply::MapUnchanged => Ok(()),
+            Reply::Map(map) => {
+                self.inner.counters.maps_taken.add(1);
+                self.take_map(map);
+                Ok(())
+            }
+            _ => Err(Failure::new(FailureKind::Internal, "the question for the map was answered otherwise")),
+        }
+    }
+}
+
+/// What to do after a voter failed to answer.
+enum Step {
+    Next,
+    Pause(Duration),
+}
+
+/// The search for the leader that answers one request.
+struct Search {
+    /// Whom to ask next: the cached leader or one that was named.
+    hint: Option<NodeId>,
+    hints_followed: u32,
+    /// Voters asked since the last pause.
+    asked: usize,
+    /// Position of the next voter to ask.
+    cursor: Option<usize>,
+    voters: usize,
+    pause: Duration,
+    /// Whether the request may have taken effect.
+    unknown: bool,
+    last: Option<Failure>,
+}
+
+impl Search {
+    fn new(leader: Option<NodeId>) -> Self {
+        let pause = PAUSE_MIN;
+        Search { hint: leader, hints_followed: 0, asked: 0, cursor: None, voters: 0, pause, unknown: false, last: None }
+    }
+
+    fn next_peer(&mut self, client: &Client, chart: &Chart, group: GroupId) -> Option<Arc<Peer>> {
+        let voters = chart.voters(group);
+        let bootstrap = voters.is_empty() && group == GROUP_SYSTEM;
+        self.voters = if bootstrap { client.inner.bootstrap.len() } else { voters.len() };
+        if let Some(peer) = self.hint.take().and_then(|node| client.find_peer(chart, node)) {
+            return Some(peer);
+        }
+        if self.voters == 0 {
+            return None;
+        }
+        let cursor = self.cursor.get_or_insert_with(|| client.inner.chance.below(self.voters as u64) as usize);
+        *cursor = (*cursor + 1) % self.voters;
+        self.asked += 1;
+        if bootstrap {
+            return Some(client.inner.bootstrap[*cursor].clone());
+        }
+        client.find_peer(chart, voters[*cursor])
+    }
+
+    /// Decides how to go on; failures that no other voter would answer differently are returned.
+    fn judge(&mut self, failure: Failure, asked: NodeId) -> Result<Step, Failure> {
+        let busy = failure.retry_after_ms.unwrap_or(0);
+        match failure.kind {
+            FailureKind::NotLeader => {
+                if let Some(leader) =
+                    failure.leader.filter(|&leader| leader != asked && self.hints_followed < HINTS_MAX)
+                {
+                    self.hint = Some(leader);
+                    self.hints_followed += 1;
+                    return Ok(Step::Next);
+                }
+            }
+            FailureKind::Unavailable => {}
+            FailureKind::Busy => {
+                // The same node again: it leads, but its queue is full.
+                self.hint = Some(asked);
+                return Ok(Step::Pause(Duration::from_millis(busy).clamp(PAUSE_MIN, PAUSE_MAX)));
+            }
+            FailureKind::Unknown => self.unknown = true,
+            _ => return Err(failure),
+        }
+        self.last = Some(failure);
+        if self.asked < self.voters {
+            return Ok(Step::Next);
+        }
+        self.asked = 0;
+        self.hints_followed = 0;
+        let pause = self.pause;
+        self.pause = (pause * 2).min(PAUSE_MAX);
+        Ok(Step::Pause(pause))
+    }
+
+    /// Says what is known at the deadline.
+    fn give_up(self, group: GroupId) -> Failure {
+        let text = match &self.last {
+            Some(last) => format!("{group} did not answer in time; last: {last}"),
+            None => format!("no time left to ask {group}"),
+        };
+        Failure::new(if self.unknown { FailureKind::Unknown } else { FailureKind::Unavailable }, text)
+    }
+}
+
+/// Returns the writer whose stripes a command refers to. Where an object's stripes are of several
+/// writers, the oldest counts: a fence that refuses any of them must refuse the command.
+fn writer_of(command: &Command) -> Option<WriterId> {
+    let body = match command {
+        Command::PutObject(put) => &put.body.body,
+        Command::PutPart(put) => &put.part.body,
+        _ => return None,
+    };
+    match body {
+        Body::Stripes(stripes) => stripes.iter().map(|stripe| stripe.stripe.writer()).min(),
+        Body::Inline(_) | Body::Parts(_) => None,
+    }
+}
