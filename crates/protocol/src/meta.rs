@@ -397,6 +397,8 @@ numbered! {
         AlreadyExists = 23,
         /// The object would be larger than S3 allows.
         ObjectTooLarge = 24,
+        /// The command makes no sense to this group: a fault of the sender, nothing was changed.
+        Invalid = 25,
     }
 }
 

@@ -68,6 +68,13 @@ pub trait Wire: Sized {
     }
 }
 
+/// A record: a run of tagged fields.
+pub trait Record: Wire {
+    /// The tags of the fields that this version knows, ascending. Whoever rewrites a record in
+    /// place keeps the ignorable fields beyond these.
+    const TAGS: &'static [u64];
+}
+
 /// Appends a LEB128 varint.
 pub fn encode_varint(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
@@ -179,8 +186,14 @@ impl<'a> Fields<'a> {
 macro_rules! record {
     ($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* $tag:literal $arrow:tt $field:ident : $ty:ty),* $(,)? }) => {
         $(#[$meta])*
+        // A field whose name says all needs no line of its own.
+        #[allow(missing_docs)]
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+
+        impl $crate::wire::Record for $name {
+            const TAGS: &'static [u64] = &[$($tag),*];
+        }
 
         impl $crate::wire::Wire for $name {
             #[allow(unused_variables)]
@@ -216,6 +229,7 @@ macro_rules! record {
 macro_rules! choice {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $tag:literal => $variant:ident $(($ty:ty))?),* $(,)? }) => {
         $(#[$meta])*
+        #[allow(missing_docs)]
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum $name { $($(#[$vmeta])* $variant $(($ty))?,)* }
 
@@ -255,6 +269,7 @@ macro_rules! choice {
 macro_rules! numbered {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$vmeta:meta])* $variant:ident = $value:literal),* $(,)? }) => {
         $(#[$meta])*
+        #[allow(missing_docs)]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
         pub enum $name { $($(#[$vmeta])* $variant = $value,)* }
