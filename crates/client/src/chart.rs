@@ -38,7 +38,7 @@ pub(crate) struct Chart {
 impl Chart {
     /// Indexes a map; what is known of disks that an earlier chart held is kept.
     pub(crate) fn new(map: ClusterMap, before: Option<&Chart>) -> Self {
-        let peers: HashMap<_, _> = map.nodes.iter().map(|node| {
+        let peers = map.nodes.iter().map(|node| {
             let peer = Peer { node: node.node, incarnation: Some(node.incarnation), address: node.address.clone() };
             (node.node, Arc::new(peer))
         });
