@@ -18,11 +18,15 @@ mod chart;
 mod client;
 mod config;
 mod counters;
+mod disk;
+mod filling;
 mod health;
+mod layout;
 mod list;
 mod memory;
 mod read;
 mod route;
+mod send;
 mod write;
 mod writer_id;
 
