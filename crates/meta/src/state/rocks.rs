@@ -1,0 +1,308 @@
+//! Rows in RocksDB, one database per shard replica.
+//!
+//! There is no write-ahead log: the Raft log is it. Families are flushed atomically, so that a
+//! crash leaves the rows of one moment, and the applied position among them says which. The first
+//! error of the database is final: it does not resume by itself, and this store refuses everything
+//! from then on, so that the replica stops and is rebuilt from its peers.
+
+use super::StateError;
+use super::store::{Batch, Cursor, FAMILIES, Family, KeyRange, Store, View};
+use librocksdb_sys as ffi;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    AsRawPtr, BlockBasedOptions, Cache, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DBCompressionType,
+    DBRawIteratorWithThreadMode, DBWithThreadMode, FlushOptions, Options, ReadOptions, ReadTier, SingleThreaded,
+    SnapshotWithThreadMode, WriteBatch, WriteBufferManager, WriteOptions,
+};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Default bytes of cached blocks, over all databases that share a [`RocksMemory`].
+pub const CACHE_BYTES: usize = 64 << 20;
+/// Default bytes of rows not yet flushed, over all databases that share a [`RocksMemory`].
+pub const WRITE_BUFFERS_BYTES: usize = 64 << 20;
+/// Bytes of unflushed rows in one family of one database that start a flush of all its families.
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+/// Memory is taken from the system in pieces of this many bytes: most families stay almost empty.
+const ARENA_BLOCK_BYTES: usize = 128 << 10;
+/// Bytes of a block of rows before compression.
+const BLOCK_BYTES: usize = 16 << 10;
+/// Bloom filter bits per key: about 1 % of the lookups of absent keys read a block.
+const FILTER_BITS: f64 = 10.0;
+/// Files that a database keeps open.
+const OPEN_FILES_MAX: i32 = 256;
+/// Flush and compaction threads, shared by all databases of the process.
+const BACKGROUND_JOBS: i32 = 2;
+/// Deletions within a run of rows of a file that have it compacted: what a queue leaves at its head.
+const GRAVES_WINDOW: usize = 1024;
+const GRAVES_TRIGGER: usize = 512;
+/// Kept info logs of a database, and bytes of each.
+const INFO_LOGS: usize = 2;
+const INFO_LOG_BYTES: usize = 1 << 20;
+/// Checksum bytes per row in memtables and cached blocks.
+const PROTECTION_BYTES: usize = 8;
+
+type Db = DBWithThreadMode<SingleThreaded>;
+
+/// Cache and write buffers that the databases of a process share. Cheap to clone.
+#[derive(Clone)]
+pub struct RocksMemory {
+    cache: Cache,
+    buffers: WriteBufferManager,
+}
+
+impl RocksMemory {
+    /// Makes a cache and a bound for unflushed rows, in bytes.
+    pub fn new(cache_bytes: usize, write_buffers_bytes: usize) -> Self {
+        RocksMemory {
+            cache: Cache::new_lru_cache(cache_bytes),
+            buffers: WriteBufferManager::new_write_buffer_manager(write_buffers_bytes, false),
+        }
+    }
+}
+
+impl Default for RocksMemory {
+    fn default() -> Self {
+        RocksMemory::new(CACHE_BYTES, WRITE_BUFFERS_BYTES)
+    }
+}
+
+/// The rows of one shard replica in one folder.
+pub struct RocksStore {
+    db: Db,
+    write: WriteOptions,
+    failed: AtomicBool,
+}
+
+fn failure(error: rocksdb::Error) -> StateError {
+    StateError::Database(error.into_string())
+}
+
+impl RocksStore {
+    /// Opens the database in `folder`, or makes one there.
+    pub fn open(folder: &Path, memory: &RocksMemory) -> Result<Self, StateError> {
+        let options = database_options(memory);
+        let families =
+            Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, memory)));
+        let db = Db::open_cf_descriptors(&options, folder, families).map_err(failure)?;
+        Ok(RocksStore::around(db))
+    }
+
+    fn open_read_only(folder: &Path) -> Result<Self, StateError> {
+        let memory = RocksMemory::new(1 << 20, 1 << 20);
+        let families =
+            Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &memory)));
+        let db =
+            Db::open_cf_descriptors_read_only(&database_options(&memory), folder, families, false).map_err(failure)?;
+        Ok(RocksStore::around(db))
+    }
+
+    fn around(db: Db) -> Self {
+        let mut write = WriteOptions::default();
+        write.disable_wal(true);
+        RocksStore { db, write, failed: AtomicBool::new(false) }
+    }
+
+    fn family(&self, family: Family) -> &ColumnFamily {
+        self.db.cf_handle(family.name()).expect("all families were opened with the database")
+    }
+
+    fn check(&self) -> Result<(), StateError> {
+        match self.failed.load(Ordering::Acquire) {
+            true => Err(StateError::Stopped("the database failed before".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Notes that the database is not to be trusted with anything more.
+    fn fail<T>(&self, result: Result<T, rocksdb::Error>) -> Result<T, StateError> {
+        result.map_err(|error| {
+            self.failed.store(true, Ordering::Release);
+            failure(error)
+        })
+    }
+}
+
+fn database_options(memory: &RocksMemory) -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_atomic_flush(true);
+    options.set_paranoid_checks(true);
+    options.set_write_buffer_manager(&memory.buffers);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_max_background_jobs(BACKGROUND_JOBS);
+    options.set_keep_log_file_num(INFO_LOGS);
+    options.set_max_log_file_size(INFO_LOG_BYTES);
+    options.set_stats_dump_period_sec(0);
+    // SAFETY: the pointer is that of a live `Options`, used within this call.
+    unsafe { ffi::rocksdb_options_set_max_bgerror_resume_count(options.as_raw_ptr(), 0) };
+    options
+}
+
+fn family_options(family: Family, memory: &RocksMemory) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&memory.cache);
+    table.set_block_size(BLOCK_BYTES);
+    table.set_checksum_type(ChecksumType::XXH3);
+    table.set_bloom_filter(FILTER_BITS, false);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(6);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_arena_block_size(ARENA_BLOCK_BYTES);
+    options.set_max_write_buffer_number(3);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_bottommost_compression_type(bottommost(family));
+    if matches!(family, Family::Tokens | Family::TokenExpiry | Family::Deletes | Family::FillIns | Family::Uploads) {
+        options.add_compact_on_deletion_collector_factory(GRAVES_WINDOW, GRAVES_TRIGGER, 0.5);
+    }
+    // SAFETY: the pointer is that of a live `Options`, used within these calls.
+    unsafe {
+        ffi::rocksdb_options_set_paranoid_file_checks(options.as_raw_ptr(), 1);
+        ffi::rocksdb_options_set_memtable_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES);
+        ffi::rocksdb_options_set_block_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES as u8);
+    }
+    options
+}
+
+/// What is read by LIST and GET stays in the quickest form; the rest is packed tighter.
+fn bottommost(family: Family) -> DBCompressionType {
+    match family {
+        Family::Objects | Family::Bodies => DBCompressionType::Lz4,
+        _ => DBCompressionType::Zstd,
+    }
+}
+
+impl Store for RocksStore {
+    type View<'a> = RocksView<'a>;
+
+    fn view(&self) -> RocksView<'_> {
+        RocksView { store: self, snapshot: self.db.snapshot() }
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), StateError> {
+        self.check()?;
+        let mut out = WriteBatch::default();
+        for family in Family::ALL.into_iter().filter(|family| !batch.family(*family).is_empty()) {
+            let handle = self.family(family);
+            for (key, value) in batch.family(family) {
+                match value {
+                    Some(value) => out.put_cf(handle, key, value),
+                    None => out.delete_cf(handle, key),
+                }
+            }
+        }
+        self.fail(self.db.write_opt(&out, &self.write))
+    }
+
+    fn flush(&self) -> Result<(), StateError> {
+        self.check()?;
+        let families: [&ColumnFamily; FAMILIES] = Family::ALL.map(|family| self.family(family));
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        let families: Vec<&&ColumnFamily> = families.iter().collect();
+        self.fail(self.db.flush_cfs_opt(&families, &options))
+    }
+
+    fn get_flushed(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        self.db.get_cf_opt(self.family(family), key, &options).map_err(failure)
+    }
+
+    // RocksDB syncs the files it makes; the folder's own entry is ours to sync.
+    #[allow(clippy::disallowed_methods)]
+    fn checkpoint(&self, folder: &Path) -> Result<(), StateError> {
+        self.check()?;
+        self.fail(Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(folder)))?;
+        let sync = |folder: &Path| std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+        let parent = folder.parent().unwrap_or(Path::new("."));
+        sync(folder)
+            .and_then(|()| sync(parent))
+            .map_err(|source| StateError::Io { context: format!("checkpoint {}", folder.display()), source })
+    }
+
+    fn get_in_checkpoint(folder: &Path, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        let store = RocksStore::open_read_only(folder)?;
+        store.db.get_cf(store.family(family), key).map_err(failure)
+    }
+
+    fn verify(&self) -> Result<(), StateError> {
+        let view = self.view();
+        for family in Family::ALL {
+            let mut options = ReadOptions::default();
+            options.fill_cache(false);
+            options.set_verify_checksums(true);
+            let mut rows = view.snapshot.raw_iterator_cf_opt(self.family(family), options);
+            rows.seek_to_first();
+            while rows.valid() {
+                rows.next();
+            }
+            rows.status().map_err(failure)?;
+        }
+        Ok(())
+    }
+}
+
+/// The rows of one moment.
+pub struct RocksView<'a> {
+    store: &'a RocksStore,
+    snapshot: SnapshotWithThreadMode<'a, Db>,
+}
+
+impl View for RocksView<'_> {
+    type Cursor<'b>
+        = RocksCursor<'b>
+    where
+        Self: 'b;
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        self.snapshot.get_cf(self.store.family(family), key).map_err(failure)
+    }
+
+    fn cursor(&self, family: Family, range: &KeyRange) -> Result<RocksCursor<'_>, StateError> {
+        let mut options = ReadOptions::default();
+        if let Some(end) = &range.end {
+            options.set_iterate_upper_bound(end.as_slice());
+        }
+        let mut rows = self.snapshot.raw_iterator_cf_opt(self.store.family(family), options);
+        rows.seek(&range.start);
+        let cursor = RocksCursor { rows };
+        cursor.check()?;
+        Ok(cursor)
+    }
+}
+
+/// A walk over one family's rows.
+pub struct RocksCursor<'a> {
+    rows: DBRawIteratorWithThreadMode<'a, Db>,
+}
+
+impl RocksCursor<'_> {
+    fn check(&self) -> Result<(), StateError> {
+        match self.rows.valid() {
+            true => Ok(()),
+            false => self.rows.status().map_err(failure),
+        }
+    }
+}
+
+impl Cursor for RocksCursor<'_> {
+    fn item(&self) -> Option<(&[u8], &[u8])> {
+        self.rows.item()
+    }
+
+    fn step(&mut self) -> Result<(), StateError> {
+        self.rows.next();
+        self.check()
+    }
+
+    fn seek(&mut self, key: &[u8]) -> Result<(), StateError> {
+        self.rows.seek(key);
+        self.check()
+    }
+}

@@ -1,0 +1,247 @@
+//! One entry being applied: the view before it, the changes so far, the counters.
+//!
+//! Handlers check first and change then: a refusal leaves no change behind, so the batch never
+//! holds half a command.
+
+use super::machine::serves;
+use super::rows::{self, Kept, OpenBucketRow, ShardRow};
+use super::store::{Batch, Cursor, Family, KeyRange, View};
+use super::{StateError, keys};
+use plinth_protocol::meta::{Command, Mutation, Outcome, Refusal, RefusalKind};
+use plinth_protocol::wire::{Record, Wire};
+use plinth_protocol::{BucketId, GroupId, HybridTime, RequestId, WriterId};
+use std::collections::BTreeMap;
+
+/// One entry's work on a view.
+pub(super) struct Work<'a, V: View> {
+    view: &'a V,
+    pub(super) group: GroupId,
+    pub(super) index: u64,
+    pub(super) now: HybridTime,
+    pub(super) batch: Batch,
+    pub(super) shard: Kept<ShardRow>,
+    buckets: BTreeMap<BucketId, Option<Kept<OpenBucketRow>>>,
+    /// Deferred deletes queued so far by this entry: part of their keys.
+    pub(super) deferred: u32,
+}
+
+/// Returns a decided refusal.
+pub(super) fn refuse(kind: RefusalKind, text: impl Into<String>) -> Outcome {
+    Outcome::Refused(Refusal { kind, text: text.into() })
+}
+
+/// What a handler says: an outcome, or a refusal found on the way.
+pub(super) type Decided<T> = Result<Result<T, Outcome>, StateError>;
+
+/// Leaves a handler early with a refusal.
+macro_rules! decided {
+    ($decided:expr) => {
+        match $decided? {
+            Ok(value) => value,
+            Err(refusal) => return Ok(refusal),
+        }
+    };
+}
+pub(super) use decided;
+
+impl<'a, V: View> Work<'a, V> {
+    pub(super) fn begin(view: &'a V, group: GroupId, index: u64, now: HybridTime) -> Result<Self, StateError> {
+        let shard = match view.get(Family::State, keys::SHARD)? {
+            Some(row) => Kept::decode(Family::State, &row)?,
+            None => Kept::new(EMPTY_SHARD),
+        };
+        Ok(Work { view, group, index, now, batch: Batch::new(), shard, buckets: BTreeMap::new(), deferred: 0 })
+    }
+
+    /// Puts the counters into the batch and hands it over.
+    pub(super) fn finish(mut self) -> Batch {
+        if self.batch.is_empty() && self.shard.record == EMPTY_SHARD {
+            return self.batch;
+        }
+        for (bucket, row) in std::mem::take(&mut self.buckets) {
+            match row {
+                Some(row) => self.batch.put(Family::State, keys::open_bucket(bucket), row.encode()),
+                None => self.batch.delete(Family::State, keys::open_bucket(bucket)),
+            }
+        }
+        self.batch.put(Family::State, keys::SHARD.to_vec(), self.shard.encode());
+        self.batch
+    }
+
+    /// Decides one mutation: a known request gets its first outcome again.
+    pub(super) fn decide(&mut self, mutation: &Mutation) -> Result<Outcome, StateError> {
+        if mutation.group != self.group || !serves(self.group, &mutation.command) {
+            return Ok(refuse(RefusalKind::Invalid, "the command is for another group"));
+        }
+        if let Some(first) = self.recall(keys::Memory::Request, mutation.request.0)? {
+            return Ok(first.outcome);
+        }
+        let outcome = self.decide_new(mutation)?;
+        self.remember_request(mutation.request, &outcome)?;
+        Ok(outcome)
+    }
+
+    fn decide_new(&mut self, mutation: &Mutation) -> Result<Outcome, StateError> {
+        if let Some(token) = &mutation.token
+            && let Some(first) = self.recall(keys::Memory::Token, token.scope)?
+        {
+            if first.parameters == Some(token.parameters) {
+                return Ok(Outcome::Replayed(Box::new(first.outcome)));
+            }
+            if token.strict {
+                return Ok(refuse(RefusalKind::TokenMismatch, "the token came with other parameters before"));
+            }
+        }
+        if let Some(writer) = mutation.writer
+            && let Err(refusal) = self.check_fence(writer)
+        {
+            return Ok(refusal);
+        }
+        let outcome = self.execute(mutation.request, &mutation.command)?;
+        if let Some(token) = &mutation.token {
+            self.remember_token(token, &outcome)?;
+        }
+        Ok(outcome)
+    }
+
+    fn execute(&mut self, request: RequestId, command: &Command) -> Result<Outcome, StateError> {
+        match command {
+            Command::PutObject(put) => self.put_object(request, put),
+            Command::DeleteObject(delete) => self.delete_object(delete),
+            Command::CreateUpload(create) => self.create_upload(request, create),
+            Command::PutPart(put) => self.put_part(request, put),
+            Command::CompleteUpload(complete) => self.complete_upload(request, complete),
+            Command::AbortUpload(abort) => self.abort_upload(abort),
+            Command::OpenBucket(bucket) => self.open_bucket(*bucket),
+            Command::CloseBucket(bucket) => self.close_bucket(*bucket),
+            Command::FillIn(filled) => self.fill_in(filled),
+            Command::FinishDeletes(finish) => self.finish_deletes(finish),
+            Command::RaiseFence(writer) => {
+                let fence = &mut self.shard.record.fence;
+                *fence = (*fence).max(*writer);
+                Ok(Outcome::Done)
+            }
+            Command::CreateBucket(create) => self.create_bucket(create),
+            Command::ActivateBucket(bucket) => self.activate_bucket(*bucket),
+            Command::BeginDeleteBucket(bucket) => self.begin_delete_bucket(*bucket),
+            Command::KeepBucket(bucket) => self.keep_bucket(*bucket),
+            Command::RemoveBucket(bucket) => self.remove_bucket(*bucket),
+            Command::RegisterWriter(node) => self.register_writer(*node),
+            Command::Found(founding) => self.found(founding),
+            Command::RegisterNode(register) => self.register_node(register),
+            Command::RegisterDisk(disk) => self.register_disk(disk),
+            Command::SetNodeState(set) => self.set_node_state(set),
+            Command::SetDiskState(set) => self.set_disk_state(set),
+            Command::ChangePlacement(change) => self.change_placement(change),
+            Command::SetVoters(set) => self.set_voters(set),
+            Command::CreateAccessKey(key) => self.create_access_key(key),
+            Command::RevokeAccessKey(id) => self.revoke_access_key(id),
+            Command::CreateJoinToken(token) => self.create_join_token(token),
+            Command::ConsumeJoinToken(consume) => self.consume_join_token(consume),
+            Command::RecordVoter(voter) => self.record_voter(voter),
+        }
+    }
+
+    /// Checks a writer against the fence (I2).
+    pub(super) fn check_fence(&self, writer: WriterId) -> Result<(), Outcome> {
+        let fence = self.shard.record.fence;
+        if writer < fence {
+            return Err(refuse(RefusalKind::WriterFenced, format!("{writer} is below the fence {fence}")));
+        }
+        Ok(())
+    }
+
+    /// Returns the value under a key as the entry's changes so far leave it.
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
+        match self.batch.get(family, key) {
+            Some(change) => Ok(change.map(<[u8]>::to_vec)),
+            None => self.view.get(family, key),
+        }
+    }
+
+    /// Reads the record under a key.
+    pub(super) fn read<T: Wire>(&self, family: Family, key: &[u8]) -> Result<Option<T>, StateError> {
+        self.get(family, key)?.map(|row| rows::decode(family, &row)).transpose()
+    }
+
+    /// Reads the record under a key, to be rewritten in place.
+    pub(super) fn read_kept<T: Record>(&self, family: Family, key: &[u8]) -> Result<Option<Kept<T>>, StateError> {
+        self.get(family, key)?.map(|row| Kept::decode(family, &row)).transpose()
+    }
+
+    /// Puts a record under a key.
+    pub(super) fn put<T: Wire>(&mut self, family: Family, key: Vec<u8>, record: &T) {
+        self.batch.put(family, key, rows::encode(record));
+    }
+
+    /// Returns up to `limit` rows of a range as the entry's changes so far leave them.
+    pub(super) fn scan(&self, family: Family, range: &KeyRange, limit: usize) -> Result<Vec<Row>, StateError> {
+        let mut found = Vec::new();
+        let mut cursor = self.view.cursor(family, range)?;
+        let in_range = |key: &&Vec<u8>| range.end.as_ref().is_none_or(|end| *key < end);
+        let mut changes = self.batch.family(family).range(range.start.clone()..);
+        let mut change = changes.next().filter(|(key, _)| in_range(key));
+        while found.len() < limit {
+            let stored = cursor.item();
+            let takes_change = match (&change, &stored) {
+                (None, None) => break,
+                (Some((key, _)), Some((at, _))) => key.as_slice() <= *at,
+                (one, _) => one.is_some(),
+            };
+            if !takes_change {
+                let (key, value) = stored.expect("the walk has a row where the batch has none");
+                found.push((key.to_vec(), value.to_vec()));
+                cursor.step()?;
+                continue;
+            }
+            let (key, value) = change.expect("the batch has a row where it is taken");
+            let replaces = stored.is_some_and(|(at, _)| at == key.as_slice());
+            if let Some(value) = value {
+                found.push((key.clone(), value.clone()));
+            }
+            change = changes.next().filter(|(key, _)| in_range(key));
+            if replaces {
+                cursor.step()?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the open bucket's row, to be changed; the refusal where the shard does not serve it.
+    pub(super) fn bucket(&mut self, bucket: BucketId) -> Decided<&mut Kept<OpenBucketRow>> {
+        self.load_bucket(bucket)?;
+        let row = self.buckets.get_mut(&bucket).expect("loaded in the line above");
+        Ok(row.as_mut().ok_or_else(|| refuse(RefusalKind::NoSuchBucket, format!("bucket {bucket} is not open here"))))
+    }
+
+    fn load_bucket(&mut self, bucket: BucketId) -> Result<(), StateError> {
+        if !self.buckets.contains_key(&bucket) {
+            let row = self.read_kept(Family::State, &keys::open_bucket(bucket))?;
+            self.buckets.insert(bucket, row);
+        }
+        Ok(())
+    }
+
+    /// Opens a bucket or, with none, closes it.
+    pub(super) fn set_bucket(&mut self, bucket: BucketId, row: Option<OpenBucketRow>) {
+        self.buckets.insert(bucket, row.map(Kept::new));
+    }
+}
+
+/// A row's key and value.
+pub(super) type Row = (Vec<u8>, Vec<u8>);
+
+const EMPTY_SHARD: ShardRow = ShardRow {
+    fence: WriterId(0),
+    objects: 0,
+    object_bytes: 0,
+    uploads: 0,
+    deferred_deletes: 0,
+    fill_ins: 0,
+    requests: 0,
+    tokens: 0,
+    finished_uploads: 0,
+    requests_due: None,
+    tokens_due: None,
+    uploads_due: None,
+};
