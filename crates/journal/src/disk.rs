@@ -207,6 +207,24 @@ pub trait Disk {
     fn waker(&self) -> Waker;
 }
 
+impl<D: Disk + ?Sized> Disk for &mut D {
+    fn segments(&self) -> Vec<(SegmentIndex, u64)> {
+        (**self).segments()
+    }
+    fn room(&self) -> usize {
+        (**self).room()
+    }
+    fn submit(&mut self, operation: Operation) {
+        (**self).submit(operation);
+    }
+    fn reap(&mut self, timeout: Option<Duration>, completions: &mut Vec<Completion>) {
+        (**self).reap(timeout, completions);
+    }
+    fn waker(&self) -> Waker {
+        (**self).waker()
+    }
+}
+
 /// Ends a waiting [`Disk::reap`], from any thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Waker(Arc<dyn Fn() + Send + Sync>);

@@ -51,6 +51,9 @@ pub enum JournalError {
     /// No free segment could be made for the journal to go on.
     #[error("no free segment to go on with")]
     Full,
+    /// A write or sync failed while the disk was being mounted.
+    #[error("fenced while mounting: {0}")]
+    Fenced(String),
     /// A segment is not as it must be.
     #[error("segment {0}: {1}")]
     Segment(SegmentIndex, String),
@@ -59,7 +62,10 @@ pub enum JournalError {
 impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Self {
         let kind = match &error {
-            JournalError::Disk { .. } | JournalError::Folder { .. } | JournalError::Locked => FailureKind::Unavailable,
+            JournalError::Disk { .. }
+            | JournalError::Folder { .. }
+            | JournalError::Locked
+            | JournalError::Fenced(_) => FailureKind::Unavailable,
             JournalError::NoSuperblock(_) | JournalError::Segment(..) => FailureKind::Corrupt,
             JournalError::Occupied(_) | JournalError::Foreign { .. } => FailureKind::Conflict,
             JournalError::Incompatible(_) | JournalError::Invalid(_) => FailureKind::Invalid,

@@ -1,12 +1,33 @@
 //! The engine: appends become batches, batches become durable, in order.
+//!
+//! At most one batch is in flight. Everything that is appended meanwhile gathers in the next one.
+//! So at each crash only the records of one batch can be torn, and every record of a batch can say
+//! that all before the batch is durable: the durable floor.
 
-use crate::disk::{Completion, Operation, SegmentIndex};
+use crate::batch::{Batch, Flying, Opening, Tail};
+use crate::disk::{Action, Area, Completion, DiskError, Done, OpId, Operation, SegmentIndex};
 use crate::error::Refused;
-use crate::record::{Generation, Position, Sequence, Stream};
-use crate::superblock::{Checkpoint, Mark, Superblock};
+use crate::planted::{Bug, planted};
+use crate::record::{
+    BODY_BYTES_MAX, Generation, KIND_CONSUMER_MIN, KIND_MOUNT, KIND_SEAL, PAYLOAD_BYTES_MAX, Position, STREAM_COUNT,
+    Sequence, Stream, record_bytes,
+};
+use crate::segment::{RECORDS_START, records_end};
+use crate::staging::ArenaPool;
+use crate::superblock::{
+    COPY_OFFSETS, Checkpoint, FloorSlot, Mark, NOTE_BYTES_MAX, SLOT_OFFSETS, StreamEnd, Superblock,
+};
+use crate::table::SegmentTable;
 use bytes::Bytes;
-use plinth_protocol::buffer::AlignedBuf;
+use plinth_protocol::buffer::{AlignedBuf, BLOCK_BYTES, is_block_aligned};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+/// Most records in one batch, seals included. A recovery leaps over so many sequences, so that
+/// none that a lost batch has used is ever used again.
+pub(crate) const BATCH_RECORDS_MAX: usize = 1024;
+/// Bytes that every open segment keeps for its seal.
+const SEAL_BYTES: u32 = BLOCK_BYTES as u32;
 
 /// Bounds and habits of a journal; every default suits a storage disk.
 #[derive(Clone, Debug)]
@@ -127,100 +148,610 @@ pub struct JournalStats {
     pub reads: u64,
 }
 
+/// What an operation in flight is for.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    BatchWrite,
+    BatchSync,
+    Read { token: ReadToken, segment: SegmentIndex, bytes: usize },
+    Create(SegmentIndex),
+    Slot,
+    Super,
+}
+
+/// A superblock update under way: two copies, a sync, two copies, a sync.
+struct SuperUpdate {
+    superblock: Superblock,
+    step: u8,
+    left: u8,
+}
+
+/// What recovery hands over.
+pub(crate) struct Beginning {
+    pub superblock: Superblock,
+    pub table: SegmentTable,
+    pub tails: [Option<Tail>; STREAM_COUNT],
+    pub ends: [Option<StreamEnd>; STREAM_COUNT],
+    pub floors: [Sequence; STREAM_COUNT],
+    pub durable: Sequence,
+    pub next_sequence: Sequence,
+    pub slot: FloorSlot,
+}
+
 /// The append engine of one disk. Does no I/O itself: operations come out of
 /// [`Journal::poll_disk`], completions go into [`Journal::handle_completion`].
 pub struct Journal {
+    options: JournalOptions,
     superblock: Superblock,
+    table: SegmentTable,
+    /// Where each stream's next record goes, and from which segment it came.
+    tails: [Option<Tail>; STREAM_COUNT],
+    /// The last segment of each stream, open or sealed: the next one's prior.
+    priors: [Option<(SegmentIndex, Generation)>; STREAM_COUNT],
+    /// Chain hash of each stream's last head that has been written.
+    chains: [u64; STREAM_COUNT],
+    ends: [Option<StreamEnd>; STREAM_COUNT],
+    floors: [Sequence; STREAM_COUNT],
+    durable: Sequence,
+    next_sequence: Sequence,
+    pool: ArenaPool,
+    gathering: VecDeque<Batch>,
+    flying: Option<Flying>,
+    queued_bytes: usize,
+    read_bytes: usize,
+    purposes: Vec<Option<Purpose>>,
+    purposes_free: Vec<usize>,
+    operations: VecDeque<Operation>,
+    events: VecDeque<Event>,
+    super_update: Option<SuperUpdate>,
+    slot: FloorSlot,
+    slot_in_flight: bool,
+    /// Since when a floor waits to be written to a slot.
+    slot_due: Option<Instant>,
+    stopping: bool,
+    fenced: Option<String>,
+    stats: JournalStats,
 }
 
-#[allow(unused_variables)]
 impl Journal {
-    /// Queues a record. It is durable once [`Event::Durable`] reaches the returned sequence.
-    pub fn append(&mut self, now: Instant, append: Append<'_>) -> Result<Placed, Refused> {
-        unimplemented!("being written")
+    pub(crate) fn new(beginning: Beginning, options: JournalOptions) -> Journal {
+        let Beginning { superblock, table, tails, ends, floors, durable, next_sequence, slot } = beginning;
+        Journal {
+            options,
+            superblock,
+            table,
+            priors: std::array::from_fn(|index| ends[index].map(|end| (end.segment, end.generation))),
+            chains: std::array::from_fn(|index| ends[index].map_or(0, |end| end.chain)),
+            tails,
+            ends,
+            floors,
+            durable,
+            next_sequence,
+            pool: ArenaPool::default(),
+            gathering: VecDeque::new(),
+            flying: None,
+            queued_bytes: 0,
+            read_bytes: 0,
+            purposes: Vec::new(),
+            purposes_free: Vec::new(),
+            operations: VecDeque::new(),
+            events: VecDeque::new(),
+            super_update: None,
+            slot,
+            slot_in_flight: false,
+            slot_due: None,
+            stopping: false,
+            fenced: None,
+            stats: JournalStats::default(),
+        }
     }
+
+    /// Queues a record. It is durable once [`Event::Durable`] reaches the returned sequence.
+    pub fn append(&mut self, append: Append<'_>) -> Result<Placed, Refused> {
+        if append.kind < KIND_CONSUMER_MIN {
+            return Err(Refused::Invalid("kinds below 16 are the journal's own"));
+        }
+        if append.body.len() > BODY_BYTES_MAX || append.payload.len() > PAYLOAD_BYTES_MAX {
+            return Err(Refused::Invalid("body or payload above its bound"));
+        }
+        if !append.payload.is_empty() && !is_block_aligned(&append.payload) {
+            return Err(Refused::Invalid("a payload is block-aligned whole blocks"));
+        }
+        self.place(append)
+    }
+
+    /// Places a record of any kind.
+    pub(crate) fn place(&mut self, append: Append<'_>) -> Result<Placed, Refused> {
+        self.check_fence()?;
+        let bytes = record_bytes(append.body.len(), append.payload.len());
+        if bytes > self.record_bytes_max() as usize {
+            return Err(Refused::Invalid("record does not fit in a segment"));
+        }
+        if self.queued_bytes > 0 && self.queued_bytes + bytes > self.options.queue_bytes_max {
+            return Err(Refused::Busy);
+        }
+        let index = append.stream.index();
+        let end = records_end(self.superblock.segment_bytes);
+        let fits = self.tails[index].is_some_and(|tail| tail.offset + bytes as u32 + SEAL_BYTES <= end);
+        let mut opening = None;
+        if !fits {
+            // The last one is the next mount's, where it finds no open segment.
+            let reserved = if append.reserve { 1 } else { self.options.segments_reserved.max(1) };
+            let segment = self.table.take_free(reserved)?;
+            self.seal_tail(append.stream);
+            opening = Some(self.open_segment(append.stream, segment));
+        }
+        Ok(self.stage(append, opening))
+    }
+
+    /// Stages the records that begin a mount: one at the end of each stream that goes on, or the
+    /// first of a new segment where none does. Returns the last one's sequence.
+    pub(crate) fn stage_mount(&mut self, kept: Sequence) -> Result<Sequence, Refused> {
+        let end = records_end(self.superblock.segment_bytes);
+        let mut before = kept;
+        for stream in Stream::ALL {
+            let Some(tail) = self.tails[stream.index()] else { continue };
+            // A mount is one block. Where only the seal fits, the seal says what the mount would.
+            let has_room = tail.offset + BLOCK_BYTES as u32 + SEAL_BYTES <= end;
+            let kind = if has_room { KIND_MOUNT } else { KIND_SEAL };
+            let body = before.0.to_le_bytes();
+            before =
+                self.stage(Append { stream, kind, body: &body, payload: Bytes::new(), reserve: true }, None).sequence;
+            if !has_room {
+                self.tails[stream.index()] = None;
+            }
+        }
+        if before > kept {
+            return Ok(before);
+        }
+        let segment = self.table.take_free(0)?;
+        let stream = Stream::Main;
+        let opening = self.open_segment(stream, segment);
+        let body = kept.0.to_le_bytes();
+        let mount = Append { stream, kind: KIND_MOUNT, body: &body, payload: Bytes::new(), reserve: true };
+        Ok(self.stage(mount, Some(opening)).sequence)
+    }
+
+    /// Ends the stream's open segment with a seal, where there is one.
+    fn seal_tail(&mut self, stream: Stream) {
+        if self.tails[stream.index()].is_some() {
+            let seal = Append { stream, kind: KIND_SEAL, body: &[], payload: Bytes::new(), reserve: true };
+            self.stage(seal, None);
+            self.tails[stream.index()] = None;
+        }
+    }
+
+    fn open_segment(&mut self, stream: Stream, segment: SegmentIndex) -> Opening {
+        let generation = Generation(self.next_sequence.0);
+        let prior = self.priors[stream.index()].replace((segment, generation));
+        self.tails[stream.index()] = Some(Tail { segment, generation, offset: RECORDS_START });
+        let row = self.table.row_mut(segment).expect("a free segment has a row");
+        (row.generation, row.state, row.used_bytes) = (generation, SegmentState::Open(stream), RECORDS_START);
+        Opening { stream, segment, generation, prior }
+    }
+
+    /// Puts a record that has its place into the batch that gathers.
+    fn stage(&mut self, append: Append<'_>, opening: Option<Opening>) -> Placed {
+        let tail = self.tails[append.stream.index()].as_mut().expect("the caller has opened a segment");
+        let bytes = record_bytes(append.body.len(), append.payload.len());
+        let position = Position { segment: tail.segment, offset: tail.offset };
+        let generation = tail.generation;
+        tail.offset += bytes as u32;
+        let row = self.table.row_mut(position.segment).expect("an open segment has a row");
+        row.used_bytes = tail.offset;
+        let sequence = self.next_sequence;
+        self.next_sequence = Sequence(sequence.0 + 1);
+        self.queued_bytes += bytes;
+
+        let limit = self.options.batch_bytes_max.min(self.superblock.segment_bytes as usize / 4);
+        let has_room = |batch: &Batch| batch.bytes + bytes <= limit && batch.record_count() < BATCH_RECORDS_MAX;
+        if !self.gathering.back().is_some_and(has_room) {
+            self.gathering.push_back(Batch::new(&self.pool));
+        }
+        let batch = self.gathering.back_mut().expect("pushed just above where absent");
+        if let Some(opening) = opening {
+            batch.add_opening(opening);
+        }
+        let payload_offset = batch.add_record(append, sequence, position, generation, bytes);
+        Placed { sequence, position, payload_offset }
+    }
+
     /// Queues a read of `length` bytes, whole blocks, at `offset` of a segment.
     pub fn read(&mut self, token: ReadToken, segment: SegmentIndex, offset: u32, length: u32) -> Result<(), Refused> {
-        unimplemented!("being written")
+        let block = BLOCK_BYTES as u32;
+        let end = offset.checked_add(length).filter(|end| *end <= self.superblock.segment_bytes);
+        if length == 0 || !offset.is_multiple_of(block) || !length.is_multiple_of(block) || end.is_none() {
+            return Err(Refused::Invalid("a read is whole blocks within its segment"));
+        }
+        if self.table.row(segment).is_none() {
+            return Err(Refused::Invalid("no such segment"));
+        }
+        let bytes = length as usize;
+        if self.read_bytes > 0 && self.read_bytes + bytes > self.options.read_bytes_max {
+            return Err(Refused::Busy);
+        }
+        self.read_bytes += bytes;
+        self.table.read_started(segment);
+        let buffer = AlignedBuf::zeroed(bytes);
+        let action = Action::Read { area: Area::Segment(segment), offset: u64::from(offset), buffer };
+        self.submit(Purpose::Read { token, segment, bytes }, action);
+        Ok(())
     }
-    /// Gives a sealed segment back: nothing in it is needed any more. Durable with the next batch.
+
+    /// Gives a sealed segment back: nothing in it is needed any more. Durable with the next batch,
+    /// told by [`Event::Released`]. Refused for the newest segment of a stream: its successor's
+    /// recovery needs it.
     pub fn release(&mut self, segment: SegmentIndex) -> Result<(), Refused> {
-        unimplemented!("being written")
+        self.check_fence()?;
+        let row = self.table.row(segment).ok_or(Refused::Invalid("no such segment"))?;
+        match row.state {
+            SegmentState::Sealed(stream) if self.table.is_newest(stream, row.generation) => {
+                return Err(Refused::Invalid("the newest segment of its stream"));
+            }
+            SegmentState::Sealed(_) | SegmentState::Quarantined => {}
+            SegmentState::Open(_) => return Err(Refused::Busy),
+            _ => return Err(Refused::Invalid("the segment is not sealed")),
+        }
+        self.queue_release(segment);
+        Ok(())
     }
-    /// Ends the stream's open segment, so that it can be released or compacted; a no-op where none is open.
-    pub fn seal(&mut self, now: Instant, stream: Stream) -> Result<(), Refused> {
-        unimplemented!("being written")
+
+    /// Queues the free heads of a segment, whatever its state.
+    pub(crate) fn queue_release(&mut self, segment: SegmentIndex) {
+        let last = Generation(self.next_sequence.0 - 1);
+        let row = self.table.row_mut(segment).expect("the caller has found the row");
+        if row.state == SegmentState::Quarantined {
+            // Its own generation is unknown; the new head must rank above whatever is there.
+            row.generation = last;
+        }
+        row.state = SegmentState::Releasing;
+        // At least one byte, until the release is durable: see `SegmentTable::read_ended`.
+        row.used_bytes = row.used_bytes.max(1);
+        if self.gathering.is_empty() {
+            self.gathering.push_back(Batch::new(&self.pool));
+        }
+        let generation = row.generation;
+        self.gathering.back_mut().expect("pushed just above where absent").add_release(segment, generation);
     }
-    /// Makes the checkpoint the start of the next recovery. One at a time.
+
+    /// Ends the stream's open segment, so that it can be released once a newer one is open. A no-op
+    /// where none is open.
+    pub fn seal(&mut self, stream: Stream) -> Result<(), Refused> {
+        self.check_fence()?;
+        self.seal_tail(stream);
+        Ok(())
+    }
+
+    /// Makes the checkpoint the start of the next recovery; [`Event::CheckpointSet`] tells when it
+    /// is durable. One at a time; everything it refers to must be durable.
     pub fn set_checkpoint(&mut self, checkpoint: Checkpoint) -> Result<(), Refused> {
-        unimplemented!("being written")
+        self.check_fence()?;
+        if checkpoint.note.len() > NOTE_BYTES_MAX || checkpoint.mark.sequence > self.durable {
+            return Err(Refused::Invalid("the note is too long, or the mark is not durable"));
+        }
+        if self.super_update.is_some() {
+            return Err(Refused::Busy);
+        }
+        let mut superblock = self.superblock.clone();
+        superblock.sequence += 1;
+        superblock.checkpoint = Some(checkpoint);
+        self.super_update = Some(SuperUpdate { superblock, step: 0, left: 0 });
+        self.step_super_update();
+        Ok(())
     }
-    /// Returns the end of what is durable: where a recovery continues for a consumer whose checkpoint holds all before.
+
+    /// Returns the end of what is durable: where a recovery continues for a consumer whose
+    /// checkpoint holds all before.
     pub fn mark(&self) -> Mark {
-        unimplemented!("being written")
+        Mark { sequence: self.durable, ends: self.ends }
     }
-    /// Keeps up to [`crate::NOTE_BYTES_MAX`] bytes beside the floor in the two alternating slots, written when idle.
+
+    /// Keeps up to [`NOTE_BYTES_MAX`] bytes beside the floor in the two alternating slots. Written
+    /// when the journal is quiet; a crash before that loses it.
     pub fn set_slot_note(&mut self, now: Instant, note: Bytes) -> Result<(), Refused> {
-        unimplemented!("being written")
+        self.check_fence()?;
+        if note.len() > NOTE_BYTES_MAX {
+            return Err(Refused::Invalid("a note is at most 256 bytes"));
+        }
+        self.slot.note = note;
+        self.slot_due = Some(now + self.options.floor_delay);
+        Ok(())
     }
+
     /// Returns the next operation for the disk.
     pub fn poll_disk(&mut self, now: Instant) -> Option<Operation> {
-        unimplemented!("being written")
+        if self.operations.is_empty() && self.fenced.is_none() {
+            self.start_batch();
+            self.start_create(now);
+            self.start_slot(now);
+        }
+        self.operations.pop_front()
     }
+
+    fn start_batch(&mut self) {
+        if self.flying.is_some() {
+            return;
+        }
+        let Some(batch) = self.gathering.pop_front() else { return };
+        let (flying, writes) = batch.launch(&self.superblock, &mut self.chains, self.floors, self.ends, self.durable);
+        let alone = writes.len() == 1;
+        for write in writes {
+            let durable = alone && !planted(Bug::SkipSync);
+            let action = Action::Write { area: write.area, offset: write.offset, parts: write.parts, durable };
+            self.submit(Purpose::BatchWrite, action);
+        }
+        if planted(Bug::AckBeforeDurable) {
+            self.events.push_back(Event::Durable(flying.last));
+        }
+        self.flying = Some(flying);
+    }
+
+    fn start_create(&mut self, now: Instant) {
+        if self.stopping {
+            return;
+        }
+        if let Some(segment) = self.table.next_to_create(now, self.options.segments_ready) {
+            let bytes = u64::from(self.superblock.segment_bytes);
+            self.submit(Purpose::Create(segment), Action::Create { segment, bytes });
+        }
+    }
+
+    fn start_slot(&mut self, now: Instant) {
+        let is_quiet = self.flying.is_none() && self.gathering.is_empty() && !self.slot_in_flight;
+        let is_due = self.slot_due.is_some_and(|due| now >= due || self.stopping);
+        if !is_quiet || !is_due {
+            return;
+        }
+        self.slot_due = None;
+        self.slot_in_flight = true;
+        self.slot.counter += 1;
+        self.slot.mount = self.superblock.mount;
+        self.slot.floors = self.floors;
+        let offset = SLOT_OFFSETS[(self.slot.counter % 2) as usize];
+        let parts = vec![self.slot.encode().freeze()];
+        self.submit(Purpose::Slot, Action::Write { area: Area::Super, offset, parts, durable: true });
+    }
+
+    /// Two copies, a sync, two copies, a sync: one step each time all operations of a step are done.
+    fn step_super_update(&mut self) {
+        let Some(update) = &mut self.super_update else { return };
+        update.step += 1;
+        let copies: &[u8] = match update.step {
+            1 => &[0, 1],
+            3 => &[2, 3],
+            _ => &[],
+        };
+        if update.step > 4 {
+            let update = self.super_update.take().expect("looked at just above");
+            self.superblock = update.superblock;
+            self.events.push_back(Event::CheckpointSet);
+            return;
+        }
+        update.left = copies.len().max(1) as u8;
+        let mut actions = Vec::with_capacity(2);
+        for copy in copies {
+            let parts = vec![update.superblock.encode(*copy).freeze()];
+            let offset = COPY_OFFSETS[usize::from(*copy)];
+            actions.push(Action::Write { area: Area::Super, offset, parts, durable: false });
+        }
+        if copies.is_empty() {
+            actions.push(Action::Sync { area: Area::Super });
+        }
+        for action in actions {
+            self.submit(Purpose::Super, action);
+        }
+    }
+
+    fn submit(&mut self, purpose: Purpose, action: Action) {
+        let index = self.purposes_free.pop().unwrap_or_else(|| {
+            self.purposes.push(None);
+            self.purposes.len() - 1
+        });
+        self.purposes[index] = Some(purpose);
+        self.operations.push_back(Operation { id: OpId(index as u64), action });
+    }
+
     /// Takes the end of an operation.
     pub fn handle_completion(&mut self, now: Instant, completion: Completion) {
-        unimplemented!("being written")
+        let index = completion.id.0 as usize;
+        let Some(purpose) = self.purposes.get_mut(index).and_then(Option::take) else { return };
+        self.purposes_free.push(index);
+        match (purpose, completion.result) {
+            (Purpose::Read { token, segment, bytes }, result) => {
+                self.read_bytes -= bytes;
+                self.stats.reads += 1;
+                self.table.read_ended(segment);
+                let result = result.map(|done| match done {
+                    Done::Read(buffer) => buffer,
+                    other => unreachable!("a read ends as a read, not as {other:?}"),
+                });
+                self.events.push_back(Event::Read(token, result));
+            }
+            (Purpose::Create(segment), Err(DiskError::NoSpace)) => self.table.not_created(now, segment),
+            (purpose, Err(error)) => {
+                if let Purpose::Create(segment) = purpose {
+                    self.table.not_created(now, segment);
+                }
+                self.fence(format!("{purpose:?}: {error}"));
+            }
+            (Purpose::Create(segment), Ok(_)) => self.table.created(segment),
+            (Purpose::Slot, Ok(_)) => self.slot_in_flight = false,
+            (Purpose::Super, Ok(_)) if self.fenced.is_none() => {
+                let update = self.super_update.as_mut().expect("its operations belong to an update");
+                update.left -= 1;
+                if update.left == 0 {
+                    self.step_super_update();
+                }
+            }
+            (Purpose::BatchWrite, Ok(_)) if self.fenced.is_none() => self.batch_written(now),
+            (Purpose::BatchSync, Ok(_)) if self.fenced.is_none() => self.batch_synced(now),
+            (Purpose::Super | Purpose::BatchWrite | Purpose::BatchSync, Ok(_)) => {}
+        }
     }
+
+    fn batch_written(&mut self, now: Instant) {
+        let flying = self.flying.as_mut().expect("its writes belong to a batch");
+        flying.writes_left -= 1;
+        if flying.writes_left > 0 {
+            return;
+        }
+        if flying.areas.is_empty() || planted(Bug::SkipSync) {
+            self.batch_durable(now);
+            return;
+        }
+        let areas = std::mem::take(&mut flying.areas);
+        flying.syncs_left = areas.len();
+        for area in areas {
+            self.submit(Purpose::BatchSync, Action::Sync { area });
+        }
+    }
+
+    fn batch_synced(&mut self, now: Instant) {
+        let flying = self.flying.as_mut().expect("its syncs belong to a batch");
+        flying.syncs_left -= 1;
+        if flying.syncs_left == 0 {
+            self.batch_durable(now);
+        }
+    }
+
+    fn batch_durable(&mut self, now: Instant) {
+        let flying = self.flying.take().expect("the batch that has just ended");
+        self.queued_bytes -= flying.bytes;
+        self.ends = flying.ends;
+        self.floors = flying.floors;
+        for (segment, stream) in flying.sealed {
+            if let Some(row) = self.table.row_mut(segment) {
+                row.state = SegmentState::Sealed(stream);
+            }
+        }
+        if flying.last > self.durable {
+            self.durable = flying.last;
+            self.events.push_back(Event::Durable(flying.last));
+        }
+        for segment in flying.releases {
+            self.table.released(segment);
+            self.events.push_back(Event::Released(segment));
+        }
+        self.stats.batches += 1;
+        self.stats.syncs += flying.syncs;
+        self.stats.records += flying.records;
+        self.stats.bytes += flying.bytes as u64;
+        self.slot_due = Some(now + self.options.floor_delay);
+    }
+
+    /// The disk has failed: nothing more is acknowledged or written, ever, by this mount. A sync is
+    /// never tried again, because the kernel may have dropped what it could not write.
+    fn fence(&mut self, why: String) {
+        if self.fenced.is_some() {
+            return;
+        }
+        tracing::error!(disk = %self.superblock.identity.disk, %why, "journal fenced");
+        self.fenced = Some(why.clone());
+        self.flying = None;
+        self.gathering.clear();
+        self.queued_bytes = 0;
+        self.super_update = None;
+        self.slot_due = None;
+        let (kept, dropped) = std::mem::take(&mut self.operations)
+            .into_iter()
+            .partition(|operation| matches!(operation.action, Action::Read { .. }));
+        self.operations = kept;
+        for operation in VecDeque::into_iter(dropped) {
+            let index = operation.id.0 as usize;
+            self.purposes[index] = None;
+            self.purposes_free.push(index);
+        }
+        self.events.push_back(Event::Fenced(why));
+    }
+
+    fn check_fence(&self) -> Result<(), Refused> {
+        match &self.fenced {
+            Some(why) => Err(Refused::Fenced(why.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the next thing to tell the consumer.
     pub fn poll_event(&mut self) -> Option<Event> {
-        unimplemented!("being written")
+        self.events.pop_front()
     }
+
     /// Returns when [`Journal::poll_disk`] should be asked again although nothing has happened.
     pub fn deadline(&self) -> Option<Instant> {
-        unimplemented!("being written")
+        self.slot_due
     }
-    /// Returns whether nothing is queued or in flight, floor slot included: a clean stop.
+
+    /// Returns whether nothing is queued or in flight; after [`Journal::stop`], also whether the
+    /// floor slot is written.
     pub fn is_idle(&self) -> bool {
-        unimplemented!("being written")
+        let in_flight = self.purposes.len() - self.purposes_free.len();
+        let has_work =
+            !self.gathering.is_empty() || self.flying.is_some() || (self.stopping && self.slot_due.is_some());
+        in_flight == 0 && (self.fenced.is_some() || !has_work)
     }
+
     /// Asks for the floor slot to be written at once, for a clean stop.
-    pub fn stop(&mut self, now: Instant) {
-        unimplemented!("being written")
+    pub fn stop(&mut self) {
+        self.stopping = true;
     }
+
     /// Returns why the journal is fenced, where it is.
     pub fn fenced(&self) -> Option<&str> {
-        unimplemented!("being written")
+        self.fenced.as_deref()
     }
+
     /// Returns the last durable sequence.
     pub fn durable(&self) -> Sequence {
-        unimplemented!("being written")
+        self.durable
     }
+
+    /// Returns the sequence that the next append will get where it opens no segment.
+    pub fn next_sequence(&self) -> Sequence {
+        self.next_sequence
+    }
+
+    /// Returns the bytes of appends that wait for their sync.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
     /// Returns all segments that exist, in order of their numbers.
     pub fn segments(&self) -> impl Iterator<Item = SegmentInfo> + '_ {
-        std::iter::empty()
+        self.table.infos()
     }
+
     /// Returns one segment.
     pub fn segment(&self, segment: SegmentIndex) -> Option<SegmentInfo> {
-        unimplemented!("being written")
+        let row = self.table.row(segment)?;
+        Some(SegmentInfo { segment, generation: row.generation, state: row.state, used_bytes: row.used_bytes })
     }
-    /// Returns the bytes that can still be appended: free and not yet made segments, reserve excluded.
+
+    /// Returns the bytes that ordinary appends can still take: whole segments, reserve excluded, and
+    /// the rest of the main stream's open one.
     pub fn free_bytes(&self) -> u64 {
-        unimplemented!("being written")
+        let segments = self.table.available().saturating_sub(self.options.segments_reserved);
+        let end = records_end(self.superblock.segment_bytes) - SEAL_BYTES;
+        let rest = self.tails[Stream::Main.index()].map_or(0, |tail| end.saturating_sub(tail.offset));
+        u64::from(segments) * u64::from(self.record_bytes_max()) + u64::from(rest)
     }
+
     /// Returns the bytes of all segments that the disk may have.
     pub fn size_bytes(&self) -> u64 {
-        unimplemented!("being written")
+        u64::from(self.superblock.segment_bytes) * u64::from(self.superblock.segment_count_max)
     }
+
     /// Returns the most bytes of head, body and payload that one record may take in this journal.
     pub fn record_bytes_max(&self) -> u32 {
-        unimplemented!("being written")
+        records_end(self.superblock.segment_bytes) - RECORDS_START - SEAL_BYTES
     }
+
     /// Returns the superblock of this mount; its `mount` is the boot counter.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
     }
+
     /// Returns the counters.
     pub fn stats(&self) -> JournalStats {
-        unimplemented!("being written")
+        self.stats
     }
 }

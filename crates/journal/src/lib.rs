@@ -11,16 +11,25 @@
 //! thread per disk that storage and the Raft log share. DESIGN.md has the crash argument; the
 //! byte tables stand in [`record`], [`segment`] and [`superblock`].
 
+mod batch;
+mod blocking;
 pub mod disk;
 pub mod driver;
 mod error;
+mod fields;
 mod journal;
+mod mount;
+pub mod planted;
 pub mod record;
 mod recovery;
 pub mod segment;
-mod sim;
+pub mod sim;
+mod staging;
 pub mod superblock;
+mod table;
+mod tail;
 mod uring;
+mod walk;
 
 pub use disk::{Action, Area, Completion, Disk, DiskError, Done, OpId, Operation, SUPER_BYTES, SegmentIndex, Waker};
 pub use driver::{Engine, Handle};
