@@ -1,6 +1,9 @@
 //! Carries out an operator's command against a cluster.
 
-use crate::command::*;
+use crate::command::{
+    BucketCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutCommand, NodeCommand, RaftCommand, RoleChoice,
+    StatusArgs, TokenCommand,
+};
 use crate::exit::{Exit, Trouble};
 use crate::report::{Report, bytes_text, table, time_text};
 use crate::secret::{JoinToken, draw_access_key, wrap};
@@ -8,7 +11,10 @@ use crate::view;
 use bytes::Bytes;
 use plinth_client::Client;
 use plinth_protocol::map::{ClusterMap, NodeRecord};
-use plinth_protocol::meta::*;
+use plinth_protocol::meta::{
+    AccessKeyRow, AdminReply, AdminRequest, BucketsQuery, Command as Change, JoinTokenRow, LIST_ENTRIES_MAX, Outcome, Query,
+    RaftStatus, Refusal, RefusalKind, Reply,
+};
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{GROUP_SYSTEM, HybridTime, Method, Role};
 use plinth_transport::{Call, Link, Peer};
@@ -87,7 +93,7 @@ impl Operator {
     }
 
     /// Commits a change and turns a refusal into a trouble.
-    async fn change(&self, command: plinth_protocol::meta::Command) -> Result<Outcome, Trouble> {
+    async fn change(&self, command: Change) -> Result<Outcome, Trouble> {
         match self.client.mutate(GROUP_SYSTEM, command, None, deadline()).await? {
             Outcome::Refused(refusal) => Err(refused(&refusal)),
             outcome => Ok(outcome),
@@ -222,7 +228,7 @@ async fn key_create(operator: &Operator, account: &str, description: Option<Stri
         created: HybridTime::from_millis(operator.now_ms),
         description,
     };
-    operator.change(plinth_protocol::meta::Command::CreateAccessKey(row)).await?;
+    operator.change(Change::CreateAccessKey(row)).await?;
     let text = format!("Access key  {}\nSecret key  {}   (shown once)\n", fresh.id, fresh.secret);
     let value = json!({"access_key": fresh.id, "secret_key": fresh.secret, "account": account});
     Ok(Report::done("AccessKey", value, text))
@@ -248,7 +254,7 @@ async fn key_list(operator: &Operator) -> Result<Report, Trouble> {
 }
 
 async fn key_revoke(operator: &Operator, id: &str) -> Result<Report, Trouble> {
-    operator.change(plinth_protocol::meta::Command::RevokeAccessKey(id.to_string())).await?;
+    operator.change(Change::RevokeAccessKey(id.to_string())).await?;
     let text = format!("{id} is revoked; gateways refuse it within seconds");
     Ok(Report::done("AccessKeyChange", json!({"access_key": id, "revoked": true}), text))
 }
@@ -261,7 +267,7 @@ async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -
         expires: HybridTime::from_millis(expires),
         roles: roles.iter().map(|&role| Role::from(role)).collect(),
     };
-    operator.change(plinth_protocol::meta::Command::CreateJoinToken(row)).await?;
+    operator.change(Change::CreateJoinToken(row)).await?;
     let map = operator.map().await?;
     let meta = map.nodes.iter().find(|node| node.roles.contains(&Role::Meta)).map(|node| node.address.clone());
     let address = meta.unwrap_or_default();
