@@ -4,8 +4,9 @@
 //! reads the caller's name out of its certificate; a callee without certificate does not exist, a
 //! caller without one may only ask for admission.
 
-use crate::authority::{Fingerprint, NodeCertificate, parse_certificates};
+use crate::authority::{Fingerprint, NODE_VALIDITY_MAX, NodeCertificate, parse_certificates, valid_until_seconds};
 use crate::call::Identity;
+use crate::channel::Channel;
 use crate::error::TransportError;
 use crate::name::NodeName;
 use plinth_protocol::{ClusterId, Incarnation, NodeId};
@@ -16,8 +17,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The only signatures in certificates and handshakes: ECDSA over P-256 with SHA-256.
 const SCHEMES: [SignatureScheme; 1] = [SignatureScheme::ECDSA_NISTP256_SHA256];
@@ -127,6 +130,16 @@ pub(crate) fn name_of(node: NodeId) -> ServerName<'static> {
 /// Returns who the peer of a finished handshake is; `None` where it showed no certificate.
 pub(crate) fn peer_name(chain: Option<&[CertificateDer<'_>]>) -> Result<Option<NodeName>, TransportError> {
     chain.and_then(|chain| chain.first()).map(|leaf| NodeName::from_certificate(leaf)).transpose()
+}
+
+/// Returns for how long the peer's certificate is still valid.
+///
+/// The wall clock is read by rustls' own time provider, the one that verified the certificate.
+pub(crate) fn lifetime(channel: &Channel) -> Result<Duration, TransportError> {
+    let chain = channel.peer_certificates().unwrap_or_default();
+    let Some(leaf) = chain.first() else { return Ok(NODE_VALIDITY_MAX) };
+    let now = DefaultTimeProvider.current_time().map_or(0, |now| now.as_secs());
+    Ok(Duration::from_secs(valid_until_seconds(leaf)?.saturating_sub(now)).min(NODE_VALIDITY_MAX))
 }
 
 #[derive(Debug)]

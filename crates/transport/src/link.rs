@@ -1,0 +1,397 @@
+//! The calling side over the network: which connection a call takes, and how connections come about.
+//!
+//! Per peer there is one connection for small calls and [`BULK_CONNECTIONS`] for bulk, each made when
+//! the first call needs it. A peer that cannot be reached is tried again after a growing pause; calls
+//! within the pause fail at once, so that a dead peer costs its callers nothing.
+
+use crate::authority::Fingerprint;
+use crate::call::{BoxFuture, Call, DEADLINE_MAX, Link, Peer, Reply, Service, check_bounds};
+use crate::caller::{Connection, Driver, decode_goodbye};
+use crate::channel::Channel;
+use crate::counters::{Counters, PeerCounters, Snapshot};
+use crate::credentials::{Credentials, joining_config, lifetime, name_of};
+use crate::error::TransportError;
+use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
+use crate::local::serve_in_process;
+use crate::session::Session;
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Connections per peer for bulk calls.
+pub const BULK_CONNECTIONS: usize = 2;
+/// Calls whose payload is larger than this go over the bulk connections, whatever their method.
+pub const SMALL_PAYLOAD_BYTES_MAX: usize = 64 << 10;
+/// Longest time for connecting: TCP, TLS and hellos.
+pub const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// First pause after a failed attempt to connect; it doubles with each further one.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(20);
+/// Longest pause between attempts to connect.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Times that one call looks for another connection when the one it chose closed before sending.
+const ATTEMPTS_MAX: usize = 3;
+
+/// The link of one node to all others, over TCP and mutual TLS 1.3.
+pub struct TlsLink {
+    credentials: RwLock<Arc<Credentials>>,
+    peers: RwLock<HashMap<NodeId, Arc<PeerLanes>>>,
+    counters: Arc<Counters>,
+    /// Serves calls of the node to itself, without a socket.
+    own_service: RwLock<Option<Arc<dyn Service>>>,
+}
+
+/// The connections to one peer at one address.
+struct PeerLanes {
+    peer: Peer,
+    small: Arc<LaneSlot>,
+    bulk: [Arc<LaneSlot>; BULK_CONNECTIONS],
+    counters: Arc<PeerCounters>,
+}
+
+/// The place of one connection.
+struct LaneSlot {
+    lane: Lane,
+    state: Mutex<LaneState>,
+    changed: Notify,
+}
+
+enum LaneState {
+    Idle,
+    Connecting,
+    Ready(Arc<Connection>),
+    Backoff { until: Instant, attempts: u32, failure: Failure },
+}
+
+impl TlsLink {
+    /// Makes a link that shows and trusts what the credentials say. Connects to nobody yet.
+    pub fn new(credentials: Arc<Credentials>) -> Self {
+        TlsLink {
+            credentials: RwLock::new(credentials),
+            peers: RwLock::default(),
+            counters: Arc::default(),
+            own_service: RwLock::default(),
+        }
+    }
+
+    /// Uses other credentials for connections made from now on: a renewed certificate, a changed set of
+    /// authorities. The node must be the same.
+    pub fn set_credentials(&self, credentials: Arc<Credentials>) {
+        *self.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+    }
+
+    /// Serves the node's calls to itself by `service`, without a socket and under the same rules.
+    pub fn serve_own_calls(&self, service: Arc<dyn Service>) {
+        *self.own_service.write().unwrap_or_else(PoisonError::into_inner) = Some(service);
+    }
+
+    /// Returns what has been counted.
+    pub fn counters(&self) -> Snapshot {
+        self.counters.snapshot()
+    }
+
+    fn credentials(&self) -> Arc<Credentials> {
+        self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn deliver(&self, peer: &Peer, call: Call) -> Result<Reply, Failure> {
+        let begun = Instant::now();
+        let deadline = begun + call.deadline.min(DEADLINE_MAX);
+        let payload_bytes = check_bounds(&call.header, &call.payload)?;
+        let lanes = self.lanes(peer);
+        let (method, sent_bytes) = (call.method, call.header.len() + payload_bytes);
+        let outcome = match self.own(peer) {
+            Some((service, credentials)) => serve_in_process(credentials.identity(), service, call, deadline).await,
+            None => self.send(peer, &lanes, call, payload_bytes, deadline).await,
+        };
+        let received_bytes = outcome.as_ref().map_or(0, |reply| reply.header.len() + reply.payload.len());
+        lanes.counters.add_bytes(sent_bytes, received_bytes);
+        self.counters.record(&lanes.counters, method, begun.elapsed(), outcome.as_ref().err());
+        outcome
+    }
+
+    /// Returns the node's own service where the call is for the node itself.
+    fn own(&self, peer: &Peer) -> Option<(Arc<dyn Service>, Arc<Credentials>)> {
+        let service = self.own_service.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let credentials = self.credentials();
+        let own = credentials.identity();
+        let meant = peer.node == own.node && peer.incarnation.is_none_or(|incarnation| incarnation == own.incarnation);
+        meant.then_some((service, credentials))
+    }
+
+    /// Returns the connections to a peer. One that moved is a new one: its old connections end with
+    /// the calls that use them.
+    fn lanes(&self, peer: &Peer) -> Arc<PeerLanes> {
+        let known = self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&peer.node).cloned();
+        if let Some(lanes) = known
+            && lanes.peer.address == peer.address
+        {
+            return lanes;
+        }
+        let lanes = Arc::new(PeerLanes::new(peer.clone(), self.counters.peer(peer.node)));
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).insert(peer.node, lanes.clone());
+        lanes
+    }
+
+    async fn send(
+        &self,
+        peer: &Peer,
+        lanes: &PeerLanes,
+        call: Call,
+        payload_bytes: usize,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        let slot = lanes.choose(call.method, payload_bytes);
+        let mut attempt = 1;
+        loop {
+            let connection = self.connection(peer, slot, deadline).await?;
+            if attempt == ATTEMPTS_MAX {
+                return connection.call(call, payload_bytes, deadline).await;
+            }
+            // The copy is of reference counts: bytes are shared.
+            let outcome = connection.call(call.clone(), payload_bytes, deadline).await;
+            match outcome {
+                Err(failure) if failure.kind == FailureKind::Unavailable && !connection.is_open() => attempt += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Returns an open connection to the peer, making one where there is none.
+    async fn connection(
+        &self,
+        peer: &Peer,
+        slot: &Arc<LaneSlot>,
+        deadline: Instant,
+    ) -> Result<Arc<Connection>, Failure> {
+        loop {
+            let mut changed = std::pin::pin!(slot.changed.notified());
+            changed.as_mut().enable();
+            match slot.look(peer.incarnation) {
+                Look::Ready(connection) => return Ok(connection),
+                Look::Failed(failure) => return Err(failure),
+                Look::Wait => {}
+                Look::Connect { attempts } => self.connect(peer, slot, attempts),
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                let text = format!("deadline passed while connecting to {} at {}", peer.node, peer.address);
+                return Err(Failure::new(FailureKind::Unavailable, text));
+            }
+        }
+    }
+
+    /// Connects in a task of its own, since many calls may wait for the outcome and any may give up.
+    fn connect(&self, peer: &Peer, slot: &Arc<LaneSlot>, attempts: u32) {
+        let (peer, slot) = (peer.clone(), slot.clone());
+        let (credentials, counters) = (self.credentials(), self.counters.clone());
+        tokio::spawn(async move {
+            let mut guard = ConnectGuard { slot: &slot, attempts, outcome: None };
+            let dialled = dial(&peer, slot.lane, &credentials, counters.clone());
+            let dialled = match tokio::time::timeout(CONNECT_MAX, dialled).await {
+                Ok(dialled) => dialled,
+                Err(_) => Err(TransportError::Silent("connecting took more than 5 s")),
+            };
+            match dialled {
+                Ok((connection, driver)) => {
+                    counters.connections_opened.fetch_add(1, Relaxed);
+                    guard.outcome = Some(Ok(connection));
+                    drop(guard);
+                    drop(slot);
+                    driver.await;
+                }
+                Err(error) => {
+                    counters.handshakes_refused.fetch_add(1, Relaxed);
+                    tracing::debug!(peer = %peer.node, address = %peer.address, %error, "cannot connect");
+                    let text = format!("cannot connect to {} at {}: {error}", peer.node, peer.address);
+                    guard.outcome = Some(Err(Failure::new(FailureKind::Unavailable, text)));
+                }
+            }
+        });
+    }
+}
+
+impl Link for TlsLink {
+    fn call<'a>(&'a self, peer: &'a Peer, call: Call) -> BoxFuture<'a, Result<Reply, Failure>> {
+        Box::pin(self.deliver(peer, call))
+    }
+}
+
+impl PeerLanes {
+    fn new(peer: Peer, counters: Arc<PeerCounters>) -> Self {
+        let slot = |lane| Arc::new(LaneSlot { lane, state: Mutex::new(LaneState::Idle), changed: Notify::new() });
+        PeerLanes { peer, small: slot(Lane::Small), bulk: std::array::from_fn(|_| slot(Lane::Bulk)), counters }
+    }
+
+    /// Chooses the connection: disks' requests and large payloads take the bulk connection with the
+    /// shortest queue, everything else the small one.
+    fn choose(&self, method: Method, payload_bytes: usize) -> &Arc<LaneSlot> {
+        if method != Method::Storage && payload_bytes <= SMALL_PAYLOAD_BYTES_MAX {
+            return &self.small;
+        }
+        self.bulk.iter().min_by_key(|slot| slot.load()).expect("there is at least one bulk connection")
+    }
+}
+
+/// What a call finds in a connection's place.
+enum Look {
+    Ready(Arc<Connection>),
+    Failed(Failure),
+    Wait,
+    Connect { attempts: u32 },
+}
+
+impl LaneSlot {
+    /// Looks for an open connection to the incarnation. `Connect` obliges the caller to connect.
+    fn look(&self, incarnation: Option<Incarnation>) -> Look {
+        let mut state = self.lock();
+        let attempts = match &*state {
+            LaneState::Ready(connection) if connection.is_open() => {
+                if incarnation.is_none_or(|incarnation| incarnation == connection.incarnation) {
+                    return Look::Ready(connection.clone());
+                }
+                if incarnation.is_some_and(|incarnation| incarnation < connection.incarnation) {
+                    let text = format!("peer is incarnation {}, the caller's map is older", connection.incarnation);
+                    return Look::Failed(Failure::new(FailureKind::Unavailable, text));
+                }
+                // The connection leads to an incarnation that is gone.
+                0
+            }
+            LaneState::Ready(_) | LaneState::Idle => 0,
+            LaneState::Connecting => return Look::Wait,
+            LaneState::Backoff { until, attempts, failure } => {
+                let left = until.saturating_duration_since(Instant::now());
+                if !left.is_zero() {
+                    return Look::Failed(Failure {
+                        retry_after_ms: Some(left.as_millis() as u64 + 1),
+                        ..failure.clone()
+                    });
+                }
+                *attempts
+            }
+        };
+        *state = LaneState::Connecting;
+        Look::Connect { attempts }
+    }
+
+    /// Orders the bulk connections: an open one by its queue, one that is still to be made first, so
+    /// that both come into use, one that fails last.
+    fn load(&self) -> usize {
+        match &*self.lock() {
+            LaneState::Ready(connection) => connection.load(),
+            LaneState::Idle => 0,
+            LaneState::Connecting => 1,
+            LaneState::Backoff { .. } => usize::MAX,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LaneState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends an attempt to connect, also where its task is dropped.
+struct ConnectGuard<'a> {
+    slot: &'a LaneSlot,
+    attempts: u32,
+    outcome: Option<Result<Connection, Failure>>,
+}
+
+impl Drop for ConnectGuard<'_> {
+    fn drop(&mut self) {
+        let dropped = || Err(Failure::new(FailureKind::Unavailable, "connecting was dropped"));
+        *self.slot.lock() = match self.outcome.take().unwrap_or_else(dropped) {
+            Ok(connection) => LaneState::Ready(Arc::new(connection)),
+            Err(failure) => {
+                let pause = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(16)).min(BACKOFF_MAX);
+                LaneState::Backoff { until: Instant::now() + pause, attempts: self.attempts + 1, failure }
+            }
+        };
+        self.slot.changed.notify_waiters();
+    }
+}
+
+/// Connects to a peer and makes sure that it is the one that was meant.
+async fn dial(
+    peer: &Peer,
+    lane: Lane,
+    credentials: &Credentials,
+    counters: Arc<Counters>,
+) -> Result<(Connection, Driver), TransportError> {
+    let own = credentials.identity();
+    let hello = Hello {
+        version: HELLO_VERSION,
+        cluster: own.cluster,
+        node: own.node,
+        incarnation: own.incarnation,
+        lane,
+        peer_incarnation: peer.incarnation,
+    };
+    let session = Session::client(credentials.client.clone(), name_of(peer.node))?;
+    let (channel, answer) = greet(&peer.address, session, &hello).await?;
+    if answer.cluster != own.cluster || answer.node != peer.node {
+        return Err(TransportError::Identity(format!("{} of cluster {} answered", answer.node, answer.cluster)));
+    }
+    if peer.incarnation.is_some_and(|meant| meant != answer.incarnation) {
+        return Err(TransportError::Identity(format!("incarnation {} answered", answer.incarnation)));
+    }
+    let expires = Instant::now() + lifetime(&channel)?;
+    Ok(Connection::new(channel, answer.incarnation, expires, counters))
+}
+
+/// Connects, shakes hands and exchanges hellos.
+async fn greet(address: &str, session: Session, hello: &Hello) -> Result<(Channel, Hello), TransportError> {
+    let socket = TcpStream::connect(address).await?;
+    let mut channel = Channel::new(socket, session, Bounds::STRANGER)?;
+    channel.handshake().await?;
+    channel.set_bounds(Bounds::NODE);
+    channel.send(OutFrame::hello(hello)).await?;
+    let frame = channel.receive().await?;
+    match frame.head.kind {
+        FrameKind::Hello => {}
+        FrameKind::Goodbye => return Err(TransportError::Goodbye(decode_goodbye(&frame))),
+        _ => return Err(TransportError::Identity("peer did not say hello".to_string())),
+    }
+    let answer = Hello::decode(&frame.header).map_err(|error| TransportError::Identity(format!("hello: {error}")))?;
+    if answer.version != HELLO_VERSION {
+        return Err(TransportError::Identity(format!("peer speaks version {}", answer.version)));
+    }
+    Ok((channel, answer))
+}
+
+/// Makes one call as a node that has no certificate yet; the role table lets it call `Join` alone.
+///
+/// The callee must show a certificate that the authority with this fingerprint signed, for this
+/// cluster where it is known. Fingerprint and token come from the operator, out of band.
+pub async fn call_joining(
+    address: &str,
+    authority: Fingerprint,
+    cluster: Option<ClusterId>,
+    call: Call,
+) -> Result<Reply, Failure> {
+    let deadline = Instant::now() + call.deadline.min(DEADLINE_MAX);
+    let payload_bytes = check_bounds(&call.header, &call.payload)?;
+    let hello = Hello {
+        version: HELLO_VERSION,
+        cluster: cluster.unwrap_or(ClusterId(0)),
+        node: NodeId(0),
+        incarnation: Incarnation(0),
+        lane: Lane::Small,
+        peer_incarnation: None,
+    };
+    let session = Session::client(joining_config(authority, cluster)?, name_of(NodeId(0)))?;
+    let greeted = tokio::time::timeout_at(deadline, greet(address, session, &hello)).await;
+    let (channel, answer) =
+        greeted.map_err(|_| Failure::new(FailureKind::Unavailable, "deadline passed while connecting"))??;
+    let expires = Instant::now() + lifetime(&channel)?;
+    let (connection, driver) = Connection::new(channel, answer.incarnation, expires, Arc::default());
+    let calling = connection.call(call, payload_bytes, deadline);
+    tokio::select! {
+        reply = calling => reply,
+        () = driver => Err(Failure::new(FailureKind::Unknown, "connection ended during the call")),
+    }
+}
