@@ -5,7 +5,7 @@ use crate::chance::Chance;
 use crate::health::DiskHealth;
 use plinth_protocol::map::{ClusterMap, PlacementGroup, State};
 use plinth_protocol::stripe::{Code, StripeRef};
-use plinth_protocol::{DiskId, GROUP_SYSTEM, GroupId, Incarnation, NodeId, PgId};
+use plinth_protocol::{DiskId, GROUP_SYSTEM, GroupId, Incarnation, NodeId};
 use plinth_transport::Peer;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub(crate) struct Site {
     pub(crate) peer: Arc<Peer>,
     /// Whether group 0 has both disk and node as serving.
     pub(crate) up: bool,
+    /// Whether reads are worth a try: group 0 has neither disk nor node as not serving.
+    pub(crate) readable: bool,
     /// Whether group 0 has the disk as gone for good.
     pub(crate) retired: bool,
     pub(crate) health: Arc<DiskHealth>,
@@ -46,14 +48,16 @@ impl Chart {
         let mut sites = HashMap::with_capacity(map.disks.len());
         for disk in &map.disks {
             let Some(peer) = peers.get(&disk.node) else { continue };
-            let node_up = map.node(disk.node).is_some_and(|node| node.state == State::Up);
+            let node_state = map.node(disk.node).map_or(State::Retired, |node| node.state);
+            let silent = |state| matches!(state, State::Down | State::Failed | State::Retired);
             let known = before.and_then(|chart| chart.sites.get(&disk.disk));
             let same = known.filter(|site| site.incarnation == disk.incarnation);
             let site = Site {
                 disk: disk.disk,
                 incarnation: disk.incarnation,
                 peer: peer.clone(),
-                up: node_up && disk.state == State::Up,
+                up: node_state == State::Up && disk.state == State::Up,
+                readable: !silent(node_state) && !silent(disk.state),
                 retired: disk.state == State::Retired,
                 health: same.map_or_else(Arc::default, |site| site.health.clone()),
             };
@@ -160,10 +164,5 @@ impl Chart {
 
     fn load(&self, pg: &PlacementGroup) -> u64 {
         pg.disks.iter().map(|disk| self.sites[disk].health.load()).max().unwrap_or(0)
-    }
-
-    /// Returns a placement group.
-    pub(crate) fn pg(&self, pg: PgId) -> Option<&PlacementGroup> {
-        self.map.pg(pg)
     }
 }

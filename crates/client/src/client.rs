@@ -3,7 +3,7 @@
 use crate::bucket::BucketCache;
 use crate::chance::Chance;
 use crate::chart::Chart;
-use crate::config::{ClientConfig, META_CALLS_MAX};
+use crate::config::{ClientConfig, META_CALLS_MAX, REBUILD_BYTES_MAX};
 use crate::counters::{CounterSnapshot, Counters};
 use crate::health::{ExtraShare, Percentile95, Uptime};
 use crate::memory::{Budget, Pool};
@@ -47,6 +47,8 @@ pub(crate) struct Inner {
     pub(crate) writer: tokio::sync::Mutex<Option<Arc<WriterLease>>>,
     pub(crate) write_budget: Budget,
     pub(crate) read_budget: Budget,
+    /// Inputs of ranges that are being rebuilt, beside what their readers hold.
+    pub(crate) rebuild_budget: Budget,
     pub(crate) pool: Arc<Pool>,
     pub(crate) read_latency: Percentile95,
     pub(crate) write_latency: Percentile95,
@@ -128,6 +130,7 @@ impl Inner {
             writer: tokio::sync::Mutex::new(None),
             write_budget: Budget::new(config.write_bytes_max),
             read_budget: Budget::new(config.read_bytes_max),
+            rebuild_budget: Budget::new(REBUILD_BYTES_MAX),
             pool: Pool::new(config.pool_bytes_max),
             read_latency: Percentile95::new(READ_LATENCY_FIRST),
             write_latency: Percentile95::new(WRITE_LATENCY_FIRST),

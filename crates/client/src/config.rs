@@ -15,6 +15,8 @@ pub const WRITE_BYTES_MAX: usize = 288 << 20;
 pub const READ_BYTES_MAX: usize = 128 << 20;
 /// Default of [`ClientConfig::pool_bytes_max`].
 pub const POOL_BYTES_MAX: usize = 64 << 20;
+/// Bytes of fragments that all rebuilds of the client may hold as inputs; further ones wait.
+pub const REBUILD_BYTES_MAX: usize = 64 << 20;
 /// Most stripes of one object on their way to the disks, beside the one that is being filled.
 pub const STRIPES_IN_FLIGHT_MAX: usize = 2;
 /// Objects up to this size are one data fragment; larger ones are split over up to k.

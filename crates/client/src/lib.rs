@@ -19,8 +19,10 @@ mod client;
 mod config;
 mod counters;
 mod disk;
+mod fetch;
 mod filling;
 mod health;
+mod housekeeping;
 mod layout;
 mod list;
 mod memory;
@@ -33,8 +35,9 @@ mod writer_id;
 pub use client::Client;
 pub use config::{
     CHUNK_BYTES_MAX, ClientConfig, Clock, META_CALLS_MAX, POOL_BYTES_MAX, READ_AHEAD_BYTES_MAX, READ_BYTES_MAX,
-    SPLIT_BYTES_MIN, STRIPES_IN_FLIGHT_MAX, WRITE_BYTES_MAX, WRITER_ROTATION,
+    REBUILD_BYTES_MAX, SPLIT_BYTES_MIN, STRIPES_IN_FLIGHT_MAX, WRITE_BYTES_MAX, WRITER_ROTATION,
 };
 pub use counters::{CALL_TIME_BOUNDS_US, CallTimes, CounterSnapshot};
+pub use housekeeping::Housekeeping;
 pub use read::ObjectReader;
 pub use write::ObjectWriter;

@@ -1,35 +1,326 @@
-//! Reading an object.
+//! Reading an object: pieces of its stripes, fetched ahead, handed out in order.
 
-use crate::client::Client;
+use crate::client::{Client, unexpected};
+use crate::config::{CHUNK_BYTES_MAX, READ_AHEAD_BYTES_MAX};
+use crate::fetch::Rows;
+use crate::layout::{Piece, pieces};
+use crate::memory::{Held, with_held};
 use bytes::Bytes;
-use plinth_protocol::meta::ObjectView;
-use plinth_protocol::{BucketId, Failure};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use plinth_protocol::frame::{FRAME_BYTES, FRAME_PAYLOAD_BYTES};
+use plinth_protocol::meta::{LIST_ENTRIES_MAX, ObjectView, PartsPage, PartsQuery, Query, Reply};
+use plinth_protocol::object::{Body, PartSpan};
+use plinth_protocol::stripe::StripeRef;
+use plinth_protocol::{BucketId, Failure, FailureKind, UploadId};
+use plinth_transport::BoxFuture;
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the question for a page of part rows may take.
+const PARTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of part rows that one page should stay below.
+const PARTS_PAGE_BYTES: u64 = 256 << 10;
+/// Estimated bytes of a part row without its stripes.
+const PART_ROW_BYTES: u64 = 200;
+/// Estimated bytes of one stripe reference in a part row.
+const STRIPE_REF_BYTES: u64 = 80;
 
 impl Client {
-    /// Reads a range of an object as a query with `body` returned it. The range must lie within the
-    /// object.
+    /// Reads a range of an object, given as a query for it with `body` answered. A range beyond the
+    /// object, or a view without body, makes the reader fail at its first bytes with `Invalid`.
     pub fn open(&self, bucket: BucketId, key: &str, view: &ObjectView, range: Range<u64>) -> ObjectReader {
-        let _ = (bucket, key, view, range);
-        ObjectReader { client: self.clone() }
+        let mut reader = ObjectReader {
+            client: self.clone(),
+            sources: VecDeque::new(),
+            parts: None,
+            pieces: VecDeque::new(),
+            fetches: FuturesOrdered::new(),
+            fetching_bytes: 0,
+            paging: None,
+            waiting: None,
+            ready: VecDeque::new(),
+            failure: None,
+        };
+        let Some(body) = view.body.as_ref().filter(|_| range.start <= range.end && range.end <= view.row.size_bytes)
+        else {
+            reader.failure = Some(Failure::new(FailureKind::Invalid, "no such range, or no body to read"));
+            return reader;
+        };
+        match (&body.body, view.row.upload) {
+            (Body::Parts(spans), Some(upload)) => {
+                reader.parts = Parts::over(bucket, key, upload, spans, range);
+            }
+            (Body::Parts(_), None) => {
+                reader.failure = Some(Failure::new(FailureKind::Corrupt, "parts without an upload"));
+            }
+            (whole, _) => reader.push_body(whole, range),
+        }
+        reader
     }
 }
 
 /// Yields an object's bytes in order, each verified.
 pub struct ObjectReader {
     client: Client,
+    /// What follows, not yet cut into pieces.
+    sources: VecDeque<Source>,
+    /// Parts whose rows are not yet fetched.
+    parts: Option<Parts>,
+    pieces: VecDeque<(Arc<StripeRef>, Piece)>,
+    /// Pieces that are being fetched; they answer in order.
+    fetches: FuturesOrdered<BoxFuture<'static, Result<Chunk, Failure>>>,
+    fetching_bytes: usize,
+    paging: Option<BoxFuture<'static, Result<PartsPage, Failure>>>,
+    /// Waits for memory for the next piece, when nothing else is under way.
+    waiting: Option<BoxFuture<'static, Held>>,
+    ready: VecDeque<Bytes>,
+    failure: Option<Failure>,
+}
+
+/// Where some of the bytes are.
+enum Source {
+    /// Here: a part that was small enough for its row.
+    Inline(Bytes),
+    /// In this range of a stripe's payload.
+    Stripe(StripeRef, Range<u64>),
+}
+
+/// A fetched piece: a run of frames and the payload bytes of it that are wanted.
+struct Chunk {
+    frames: Bytes,
+    wanted: Range<usize>,
 }
 
 impl ObjectReader {
-    /// Returns the next bytes; nothing at the end. An error ends the body.
+    /// Returns the next bytes; nothing at the end. An error ends the body: bytes that were handed
+    /// out before it are right, those that follow are lost.
     pub async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// As [`ObjectReader::next`], for callers that poll.
-    pub fn poll_next(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
-        let _ = &self.client;
-        Poll::Ready(Some(Err(Failure::new(plinth_protocol::FailureKind::Unavailable, "being written"))))
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                self.client.inner.counters.bytes_read.add(bytes.len() as u64);
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            if let Some(failure) = self.failure.take() {
+                self.abandon();
+                return Poll::Ready(Some(Err(failure)));
+            }
+            self.fetch_ahead();
+            if self.fetches.is_empty() {
+                match ready!(self.poll_idle(cx)) {
+                    true => continue,
+                    false => return Poll::Ready(None),
+                }
+            }
+            match ready!(self.fetches.poll_next_unpin(cx)) {
+                Some(Ok(chunk)) => self.cut(chunk),
+                Some(Err(failure)) => self.failure = Some(failure),
+                None => {}
+            }
+        }
+    }
+
+    /// Gives up what is under way and what would follow.
+    fn abandon(&mut self) {
+        self.fetches = FuturesOrdered::new();
+        self.sources.clear();
+        self.pieces.clear();
+        self.ready.clear();
+        (self.parts, self.paging, self.waiting) = (None, None, None);
+    }
+
+    /// Nothing is being fetched: gets the next page of part rows, or memory for the next piece.
+    /// Ready with `false` at the end of the range.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if let Some((_, piece)) = self.pieces.front() {
+            let bytes = piece.count * FRAME_BYTES;
+            let budget = self.client.inner.read_budget.clone();
+            let waiting = self.waiting.get_or_insert_with(|| Box::pin(async move { budget.acquire(bytes).await }));
+            let held = ready!(waiting.as_mut().poll(cx));
+            self.waiting = None;
+            self.fetch_next(held);
+            return Poll::Ready(true);
+        }
+        if let Some(Source::Inline(bytes)) = self.sources.pop_front_if(|source| matches!(source, Source::Inline(_))) {
+            self.ready.push_back(bytes);
+            return Poll::Ready(true);
+        }
+        let Some(parts) = &self.parts else { return Poll::Ready(false) };
+        let paging = self.paging.get_or_insert_with(|| Box::pin(parts.page(self.client.clone())));
+        let page = ready!(paging.as_mut().poll(cx));
+        self.paging = None;
+        if let Err(failure) = page.and_then(|page| self.take_page(page)) {
+            self.failure = Some(failure);
+        }
+        Poll::Ready(true)
+    }
+
+    /// Starts fetching pieces while there is room in the window and memory for more.
+    fn fetch_ahead(&mut self) {
+        while self.fetching_bytes < READ_AHEAD_BYTES_MAX && self.cut_sources() {
+            let bytes = self.pieces.front().expect("just cut").1.count * FRAME_BYTES;
+            let Some(held) = self.client.inner.read_budget.try_acquire(bytes) else { return };
+            self.fetch_next(held);
+        }
+    }
+
+    /// Sees to it that there are pieces; returns whether there are.
+    fn cut_sources(&mut self) -> bool {
+        while self.pieces.is_empty() {
+            // Bytes that are here wait until what stands before them has been handed out.
+            if matches!(self.sources.front(), Some(Source::Inline(_))) {
+                return false;
+            }
+            let Some(Source::Stripe(stripe, range)) = self.sources.pop_front() else { return false };
+            let stripe = Arc::new(stripe);
+            let cut = pieces(&stripe, range, CHUNK_BYTES_MAX / FRAME_BYTES);
+            self.pieces.extend(cut.into_iter().map(|piece| (stripe.clone(), piece)));
+        }
+        true
+    }
+
+    fn fetch_next(&mut self, held: Held) {
+        let (stripe, piece) = self.pieces.pop_front().expect("the caller saw it");
+        let client = self.client.clone();
+        self.fetching_bytes += piece.wanted.len();
+        self.fetches.push_back(Box::pin(async move {
+            let rows = Rows { stripe: &stripe, index: piece.index, first: piece.first, count: piece.count };
+            let frames = client.fetch(rows).await?;
+            Ok(Chunk { frames: with_held(frames, held), wanted: piece.wanted })
+        }));
+    }
+
+    /// Cuts the payload out of a run of frames: a slice of each, no copy.
+    fn cut(&mut self, chunk: Chunk) {
+        self.fetching_bytes -= chunk.wanted.len();
+        let (mut at, end) = (chunk.wanted.start, chunk.wanted.end);
+        while at < end {
+            let (frame, in_frame) = (at / FRAME_PAYLOAD_BYTES, at % FRAME_PAYLOAD_BYTES);
+            let count = (FRAME_PAYLOAD_BYTES - in_frame).min(end - at);
+            let start = frame * FRAME_BYTES + in_frame;
+            self.ready.push_back(chunk.frames.slice(start..start + count));
+            at += count;
+        }
+    }
+
+    /// Queues a range of a body that is not made of parts.
+    fn push_body(&mut self, body: &Body, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        match body {
+            Body::Inline(bytes) if range.end <= bytes.len() as u64 => {
+                self.sources.push_back(Source::Inline(bytes.slice(range.start as usize..range.end as usize)));
+            }
+            Body::Stripes(stripes) => {
+                let mut start = 0;
+                for stripe in stripes {
+                    if stripe.plain_bytes.is_some() || stripe.sealing.is_some() || stripe.pack_offset.is_some() {
+                        let text = format!("{}: compressed, sealed or packed stripes can't be read yet", stripe.stripe);
+                        self.failure = Some(Failure::new(FailureKind::Invalid, text));
+                        return;
+                    }
+                    let end = start + stripe.payload_bytes;
+                    let wanted = range.start.max(start)..range.end.min(end);
+                    if wanted.start < wanted.end {
+                        let of_stripe = wanted.start - start..wanted.end - start;
+                        self.sources.push_back(Source::Stripe(stripe.clone(), of_stripe));
+                    }
+                    start = end;
+                }
+                if start < range.end {
+                    self.failure = Some(Failure::new(FailureKind::Corrupt, "the stripes are shorter than the object"));
+                }
+            }
+            _ => self.failure = Some(Failure::new(FailureKind::Corrupt, "the body does not hold the range")),
+        }
+    }
+
+    /// Queues what a page of part rows holds of the range.
+    fn take_page(&mut self, page: PartsPage) -> Result<(), Failure> {
+        let gone = || Failure::new(FailureKind::Conflict, "the object changed while it was read");
+        let Some(parts) = &mut self.parts else { return Ok(()) };
+        let mut found = Vec::new();
+        for (number, row) in page.parts {
+            let Some((span, range)) = parts.wanted.front() else { break };
+            if number < span.number {
+                continue; // Uploaded, but not part of the object.
+            }
+            if number != span.number || row.size_bytes != span.size_bytes {
+                return Err(gone());
+            }
+            found.push((row.body, range.clone()));
+            parts.wanted.pop_front();
+        }
+        if parts.wanted.is_empty() {
+            self.parts = None;
+        } else if found.is_empty() {
+            return Err(gone());
+        }
+        found.into_iter().for_each(|(body, range)| self.push_body(&body, range));
+        Ok(())
+    }
+}
+
+/// The parts of an object that a range meets and whose rows are still to be fetched.
+struct Parts {
+    bucket: BucketId,
+    key: String,
+    upload: UploadId,
+    /// Each with the range that is wanted of it.
+    wanted: VecDeque<(PartSpan, Range<u64>)>,
+}
+
+impl Parts {
+    fn over(bucket: BucketId, key: &str, upload: UploadId, spans: &[PartSpan], range: Range<u64>) -> Option<Self> {
+        let mut wanted = VecDeque::new();
+        let mut start = 0;
+        for span in spans {
+            let end = start + span.size_bytes;
+            let meets = range.start.max(start)..range.end.min(end);
+            if meets.start < meets.end {
+                wanted.push_back((span.clone(), meets.start - start..meets.end - start));
+            }
+            start = end;
+        }
+        (!wanted.is_empty()).then(|| Parts { bucket, key: key.into(), upload, wanted })
+    }
+
+    /// Asks for the next rows: as many as should fit into one page.
+    fn page(&self, client: Client) -> impl Future<Output = Result<PartsPage, Failure>> + Send + use<> {
+        let stripe_bytes = {
+            let chart = client.chart();
+            u64::from(chart.map.fragment_bytes_max).max(FRAME_BYTES as u64) * u64::from(chart.code().k)
+        };
+        let mut page_bytes = 0;
+        let fits = |(span, _): &&(PartSpan, Range<u64>)| {
+            page_bytes += PART_ROW_BYTES + span.size_bytes.div_ceil(stripe_bytes) * STRIPE_REF_BYTES;
+            page_bytes <= PARTS_PAGE_BYTES
+        };
+        let limit = (self.wanted.iter().take_while(fits).count().max(1) as u32).min(LIST_ENTRIES_MAX);
+        let query = PartsQuery {
+            bucket: self.bucket,
+            key: self.key.clone(),
+            upload: self.upload,
+            from: self.wanted.front().map_or(0, |(span, _)| span.number),
+            limit,
+        };
+        async move {
+            let group = client.group_of(query.bucket, &query.key);
+            match client.query(group, Query::Parts(query), Instant::now() + PARTS_TIMEOUT).await? {
+                Reply::Parts(page) => Ok(page),
+                Reply::Absent(_) => Err(Failure::new(FailureKind::Conflict, "the object changed while it was read")),
+                _ => Err(unexpected("Parts")),
+            }
+        }
     }
 }
