@@ -1,7 +1,7 @@
 //! What a call costs: CPU-seconds per GiB and microseconds per call, both sides together, over
 //! loopback with mutual TLS.
 //!
-//! `cargo run --release -p plinth-transport --example rpc_bench [seconds per row]`
+//! `cargo run --release -p plinth-transport --example rpc_bench [seconds per row] [part of a row's name]`
 
 use bytes::Bytes;
 use plinth_protocol::buffer::AlignedBuf;
@@ -49,9 +49,9 @@ const fn row(name: &'static str, method: Method, header: &'static str, payload: 
 }
 
 const SMALL: &str = concat!(
+    "small 0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000",
     "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000",
-    "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000",
-    "00000000000000000000000000000000000000000000000000000000"
+    "00000000000000000000000000000000000000000000000000"
 );
 
 const ROWS: [Row; 9] = [
@@ -70,7 +70,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let seconds = std::env::args().nth(1).map_or(Ok(2), |text| text.parse())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!("{:<40} {:>10} {:>10} {:>12} {:>12}", "", "calls/s", "MiB/s", "CPU us/call", "CPU-s/GiB");
-    for row in &ROWS {
+    let wanted = std::env::args().nth(2).unwrap_or_default();
+    for row in ROWS.iter().filter(|row| row.name.contains(&wanted)) {
         runtime.block_on(run(row, Duration::from_secs(seconds)))?;
     }
     Ok(())

@@ -96,6 +96,7 @@ impl Connection {
             counters,
             pulse: Pulse::new(),
             batch: VecDeque::new(),
+            gathering: false,
             idle: Duration::ZERO,
             expires,
             wakers: Vec::new(),
@@ -239,6 +240,8 @@ pub(crate) struct Driver {
     pulse: Pulse,
     /// Requests that are next into the channel; at most what one output buffer takes.
     batch: VecDeque<OutFrame>,
+    /// Whether the driver has stepped back once to let requests gather.
+    gathering: bool,
     /// How long there have been no calls.
     idle: Duration,
     /// When the peer's certificate ends.
@@ -276,6 +279,12 @@ impl Driver {
                 }
                 Poll::Pending => false,
             };
+            if self.has_requests() && !std::mem::replace(&mut self.gathering, true) {
+                // Callers that are ready now queue their requests first: one write takes them all.
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+            self.gathering = false;
             self.write(cx)?;
             if !reading {
                 return self.tick(cx);

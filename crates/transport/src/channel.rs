@@ -7,15 +7,18 @@
 
 use crate::error::TransportError;
 use crate::frame::{Bounds, Decoder, Frame, OutFrame, PREFIX_BYTES};
+use crate::pool::BufferPool;
 use crate::session::{Output, Progress, RECORD_PLAINTEXT_MAX, Session};
 use bytes::{Buf, Bytes};
 use rustls::pki_types::CertificateDer;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 /// Most bytes that one connection reads at once.
 pub(crate) const INCOMING_BYTES_MAX: usize = 256 << 10;
@@ -42,6 +45,7 @@ pub(crate) struct Channel {
     /// What is left of the frame that is being sealed.
     pieces: VecDeque<Bytes>,
     activity: Activity,
+    pool: Arc<BufferPool>,
 }
 
 /// What happened since the last look.
@@ -56,7 +60,12 @@ pub(crate) struct Activity {
 }
 
 impl Channel {
-    pub(crate) fn new(socket: TcpStream, session: Session, bounds: Bounds) -> Result<Self, TransportError> {
+    pub(crate) fn new(
+        socket: TcpStream,
+        session: Session,
+        bounds: Bounds,
+        pool: Arc<BufferPool>,
+    ) -> Result<Self, TransportError> {
         // Head and body of a call leave in one write; nothing is gained by waiting for more.
         socket.set_nodelay(true)?;
         Ok(Channel {
@@ -66,11 +75,12 @@ impl Channel {
             start: 0,
             end: 0,
             output: Output::default(),
-            decoder: Decoder::new(bounds),
+            decoder: Decoder::new(bounds, pool.clone()),
             inbox: VecDeque::new(),
             record: Vec::with_capacity(RECORD_PLAINTEXT_MAX),
             pieces: VecDeque::new(),
             activity: Activity::default(),
+            pool,
         })
     }
 
@@ -261,7 +271,8 @@ impl Channel {
     }
 
     /// Returns what happened since the last call; a connection on which nothing did gives memory back.
-    pub(crate) fn take_activity(&mut self) -> Activity {
+    pub(crate) fn take_activity(&mut self, now: Instant) -> Activity {
+        self.pool.trim(now);
         let activity = std::mem::take(&mut self.activity);
         if !activity.heard && self.start == self.end && self.incoming.len() > BUFFER_BYTES_MIN {
             self.incoming = vec![0; BUFFER_BYTES_MIN];

@@ -24,9 +24,10 @@
 //! the payload's buffer is made after the checksum of prefix and header has been verified.
 
 use crate::call::{HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::pool::{BufferPool, PooledBuf};
 use bytes::Bytes;
-use plinth_protocol::buffer::AlignedBuf;
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId, numbered, record, wire::Wire};
+use std::sync::Arc;
 
 /// The version of the frame format that this code speaks.
 pub const FRAME_VERSION: u8 = 1;
@@ -281,7 +282,7 @@ impl Bounds {
 enum Stage {
     Prefix { raw: [u8; PREFIX_BYTES], filled: usize },
     Header { prefix: Prefix, header: Vec<u8> },
-    Payload { prefix: Prefix, header: Bytes, payload: AlignedBuf, filled: usize, sum: crc32fast::Hasher },
+    Payload { prefix: Prefix, header: Bytes, payload: PooledBuf, filled: usize, sum: crc32fast::Hasher },
 }
 
 impl Stage {
@@ -292,12 +293,13 @@ impl Stage {
 pub struct Decoder {
     stage: Stage,
     bounds: Bounds,
+    pool: Arc<BufferPool>,
 }
 
 impl Decoder {
-    /// Starts before a frame.
-    pub fn new(bounds: Bounds) -> Self {
-        Decoder { stage: Stage::START, bounds }
+    /// Starts before a frame. Payloads come to lie in buffers of the pool.
+    pub fn new(bounds: Bounds, pool: Arc<BufferPool>) -> Self {
+        Decoder { stage: Stage::START, bounds, pool }
     }
 
     /// Changes what is accepted from the next frame on.
@@ -318,7 +320,7 @@ impl Decoder {
             let stage = std::mem::replace(&mut self.stage, Stage::START);
             let (next, frame) = match stage {
                 Stage::Prefix { raw, filled } => (decode_prefix(raw, filled, input, self.bounds)?, None),
-                Stage::Header { prefix, header } => decode_header(prefix, header, input)?,
+                Stage::Header { prefix, header } => decode_header(prefix, header, input, &self.pool)?,
                 Stage::Payload { prefix, header, payload, filled, sum } => {
                     decode_payload(prefix, header, payload, filled, sum, input)?
                 }
@@ -361,7 +363,12 @@ fn decode_prefix(
     Ok(Stage::Header { prefix, header: Vec::with_capacity(prefix.header_bytes.min(HEADER_BYTES_AT_ONCE)) })
 }
 
-fn decode_header(prefix: Prefix, mut header: Vec<u8>, input: &mut &[u8]) -> Result<(Stage, Option<Frame>), FrameError> {
+fn decode_header(
+    prefix: Prefix,
+    mut header: Vec<u8>,
+    input: &mut &[u8],
+    pool: &Arc<BufferPool>,
+) -> Result<(Stage, Option<Frame>), FrameError> {
     header.extend_from_slice(take(input, prefix.header_bytes - header.len()));
     if header.len() < prefix.header_bytes {
         return Ok((Stage::Header { prefix, header }, None));
@@ -375,14 +382,14 @@ fn decode_header(prefix: Prefix, mut header: Vec<u8>, input: &mut &[u8]) -> Resu
         }
         return Ok((Stage::START, Some(Frame { head: prefix.head, header, payload: Bytes::new() })));
     }
-    let payload = AlignedBuf::zeroed(prefix.payload_bytes);
+    let payload = pool.take(prefix.payload_bytes);
     Ok((Stage::Payload { prefix, header, payload, filled: 0, sum: crc32fast::Hasher::new() }, None))
 }
 
 fn decode_payload(
     prefix: Prefix,
     header: Bytes,
-    mut payload: AlignedBuf,
+    mut payload: PooledBuf,
     filled: usize,
     mut sum: crc32fast::Hasher,
     input: &mut &[u8],

@@ -13,6 +13,7 @@ use crate::credentials::{Credentials, joining_config, lifetime, name_of};
 use crate::error::TransportError;
 use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
 use crate::local::serve_in_process;
+use crate::pool::BufferPool;
 use crate::session::Session;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId};
@@ -42,6 +43,7 @@ pub struct TlsLink {
     credentials: RwLock<Arc<Credentials>>,
     peers: RwLock<HashMap<NodeId, Arc<PeerLanes>>>,
     counters: Arc<Counters>,
+    pool: Arc<BufferPool>,
     /// Serves calls of the node to itself, without a socket.
     own_service: RwLock<Option<Arc<dyn Service>>>,
 }
@@ -75,6 +77,7 @@ impl TlsLink {
             credentials: RwLock::new(credentials),
             peers: RwLock::default(),
             counters: Arc::default(),
+            pool: BufferPool::new(),
             own_service: RwLock::default(),
         }
     }
@@ -169,6 +172,9 @@ impl TlsLink {
         slot: &Arc<LaneSlot>,
         deadline: Instant,
     ) -> Result<Arc<Connection>, Failure> {
+        if let Some(connection) = slot.open_connection(peer.incarnation) {
+            return Ok(connection);
+        }
         loop {
             let mut changed = std::pin::pin!(slot.changed.notified());
             changed.as_mut().enable();
@@ -188,10 +194,10 @@ impl TlsLink {
     /// Connects in a task of its own, since many calls may wait for the outcome and any may give up.
     fn connect(&self, peer: &Peer, slot: &Arc<LaneSlot>, attempts: u32) {
         let (peer, slot) = (peer.clone(), slot.clone());
-        let (credentials, counters) = (self.credentials(), self.counters.clone());
+        let (credentials, counters, pool) = (self.credentials(), self.counters.clone(), self.pool.clone());
         tokio::spawn(async move {
             let mut guard = ConnectGuard { slot: &slot, attempts, outcome: None };
-            let dialled = dial(&peer, slot.lane, &credentials, counters.clone());
+            let dialled = dial(&peer, slot.lane, &credentials, counters.clone(), pool);
             let dialled = match tokio::time::timeout(CONNECT_MAX, dialled).await {
                 Ok(dialled) => dialled,
                 Err(_) => Err(TransportError::Silent("connecting took more than 5 s")),
@@ -246,6 +252,18 @@ enum Look {
 }
 
 impl LaneSlot {
+    /// Returns the connection, where it is open and leads to the incarnation.
+    fn open_connection(&self, incarnation: Option<Incarnation>) -> Option<Arc<Connection>> {
+        match &*self.lock() {
+            LaneState::Ready(connection)
+                if incarnation.is_none_or(|meant| meant == connection.incarnation) && connection.is_open() =>
+            {
+                Some(connection.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// Looks for an open connection to the incarnation. `Connect` obliges the caller to connect.
     fn look(&self, incarnation: Option<Incarnation>) -> Look {
         let mut state = self.lock();
@@ -321,6 +339,7 @@ async fn dial(
     lane: Lane,
     credentials: &Credentials,
     counters: Arc<Counters>,
+    pool: Arc<BufferPool>,
 ) -> Result<(Connection, Driver), TransportError> {
     let own = credentials.identity();
     let hello = Hello {
@@ -332,7 +351,7 @@ async fn dial(
         peer_incarnation: peer.incarnation,
     };
     let session = Session::client(credentials.client.clone(), name_of(peer.node))?;
-    let (channel, answer) = greet(&peer.address, session, &hello).await?;
+    let (channel, answer) = greet(&peer.address, session, &hello, pool).await?;
     if answer.cluster != own.cluster || answer.node != peer.node {
         return Err(TransportError::Identity(format!("{} of cluster {} answered", answer.node, answer.cluster)));
     }
@@ -344,9 +363,14 @@ async fn dial(
 }
 
 /// Connects, shakes hands and exchanges hellos.
-async fn greet(address: &str, session: Session, hello: &Hello) -> Result<(Channel, Hello), TransportError> {
+async fn greet(
+    address: &str,
+    session: Session,
+    hello: &Hello,
+    pool: Arc<BufferPool>,
+) -> Result<(Channel, Hello), TransportError> {
     let socket = TcpStream::connect(address).await?;
-    let mut channel = Channel::new(socket, session, Bounds::STRANGER)?;
+    let mut channel = Channel::new(socket, session, Bounds::STRANGER, pool)?;
     channel.handshake().await?;
     channel.set_bounds(Bounds::NODE);
     channel.send(OutFrame::hello(hello)).await?;
@@ -384,7 +408,7 @@ pub async fn call_joining(
         peer_incarnation: None,
     };
     let session = Session::client(joining_config(authority, cluster)?, name_of(NodeId(0)))?;
-    let greeted = tokio::time::timeout_at(deadline, greet(address, session, &hello)).await;
+    let greeted = tokio::time::timeout_at(deadline, greet(address, session, &hello, BufferPool::new())).await;
     let (channel, answer) =
         greeted.map_err(|_| Failure::new(FailureKind::Unavailable, "deadline passed while connecting"))??;
     let expires = Instant::now() + lifetime(&channel)?;

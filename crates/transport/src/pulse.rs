@@ -42,7 +42,7 @@ impl Pulse {
         if self.interval.poll_tick(cx).is_pending() {
             return Poll::Pending;
         }
-        let activity = channel.take_activity();
+        let activity = channel.take_activity(Instant::now());
         self.silent = if activity.heard || paused { 0 } else { self.silent + 1 };
         self.stalled = if activity.wrote || !channel.has_output() { 0 } else { self.stalled + 1 };
         if self.silent * PING_INTERVAL > SILENCE_MAX {

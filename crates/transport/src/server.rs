@@ -12,6 +12,7 @@ use crate::counters::{Counters, Snapshot};
 use crate::credentials::{Credentials, lifetime, peer_name};
 use crate::error::TransportError;
 use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
+use crate::pool::BufferPool;
 use crate::serving::{Serving, Shared, Terms};
 use crate::session::Session;
 use plinth_protocol::wire::Wire;
@@ -78,6 +79,7 @@ struct House {
     small: Arc<Budget>,
     bulk: Arc<Budget>,
     counters: Arc<Counters>,
+    pool: Arc<BufferPool>,
     handshakes: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     connections: Mutex<Vec<Weak<Shared>>>,
@@ -103,6 +105,7 @@ impl Server {
             small: Arc::new(Budget::new(config.bytes_in_flight_max / 4)),
             bulk: Arc::new(Budget::new(config.bytes_in_flight_max)),
             counters: Arc::default(),
+            pool: BufferPool::new(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             connections: Mutex::default(),
@@ -240,7 +243,7 @@ impl House {
         let credentials = self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone();
         let own = credentials.identity();
         let session = Session::server(credentials.server.clone())?;
-        let mut channel = Channel::new(socket, session, Bounds::STRANGER)?;
+        let mut channel = Channel::new(socket, session, Bounds::STRANGER, self.pool.clone())?;
         channel.handshake().await?;
         let name = peer_name(channel.peer_certificates())?;
         let frame = channel.receive().await?;

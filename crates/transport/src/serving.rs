@@ -110,6 +110,8 @@ pub(crate) struct Serving {
     /// Sum of all charges: requests in flight and answers that wait.
     bytes: usize,
     paused: bool,
+    /// Whether the driver has stepped back once to let answers gather.
+    gathering: bool,
     said_goodbye: bool,
 }
 
@@ -147,6 +149,7 @@ impl Serving {
             answers: VecDeque::new(),
             bytes: 0,
             paused: false,
+            gathering: false,
             said_goodbye: false,
         };
         (serving, shared)
@@ -155,6 +158,12 @@ impl Serving {
     fn drive(&mut self, cx: &mut Context<'_>) -> Result<(), TransportError> {
         for _ in 0..ROUNDS_MAX {
             let reading = self.read(cx)?;
+            if self.has_finished() && !std::mem::replace(&mut self.gathering, true) {
+                // Requests that are about to finish do so first: one write takes all their answers.
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+            self.gathering = false;
             let answered = self.collect(cx)?;
             self.write(cx)?;
             // Written answers may have made room for reading.
@@ -292,6 +301,10 @@ impl Serving {
         self.charge(charge);
         self.release(request.charge);
         self.answers.push_back((frame, charge));
+    }
+
+    fn has_finished(&self) -> bool {
+        !self.shared.lock().finished.is_empty()
     }
 
     /// Takes over what the tasks have finished; returns whether there was any.

@@ -1,0 +1,209 @@
+//! Payload buffers that are used again.
+//!
+//! Fresh memory costs a page fault per 4 KiB, more than decrypting and copying the bytes that come to
+//! lie in it. Buffers of [`POOLED_BYTES_MIN`] and more therefore return here when the last handle on
+//! their bytes is dropped. What has lain unused since the last trim is given back to the system.
+
+use bytes::Bytes;
+use plinth_protocol::buffer::{AlignedBuf, round_up_to_block};
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Smaller buffers come from the allocator: it keeps their memory itself.
+pub const POOLED_BYTES_MIN: usize = 64 << 10;
+/// Bytes that one pool keeps unused.
+pub const POOL_BYTES_MAX: usize = 24 << 20;
+/// Time between two trims.
+const TRIM_INTERVAL: Duration = Duration::from_secs(4);
+/// Capacities are whole multiples of this.
+const GRAIN_BYTES: usize = 64 << 10;
+
+/// Unused buffers of the connections that share it.
+pub struct BufferPool {
+    free: Mutex<Free>,
+}
+
+struct Free {
+    /// By capacity.
+    buffers: BTreeMap<usize, Vec<AlignedBuf>>,
+    bytes: usize,
+    /// The fewest bytes that lay unused since the last trim.
+    idle_bytes: usize,
+    trimmed: Option<Instant>,
+}
+
+impl Free {
+    /// Takes out a buffer of a capacity in the range, the smallest that there is.
+    fn take(&mut self, capacities: std::ops::RangeInclusive<usize>) -> Option<AlignedBuf> {
+        let capacity = *self.buffers.range(capacities).next()?.0;
+        self.take_exact(capacity)
+    }
+
+    fn take_exact(&mut self, capacity: usize) -> Option<AlignedBuf> {
+        let class = self.buffers.get_mut(&capacity)?;
+        let buffer = class.pop();
+        if class.is_empty() {
+            self.buffers.remove(&capacity);
+        }
+        self.bytes -= buffer.as_ref().map_or(0, AlignedBuf::capacity);
+        self.idle_bytes = self.idle_bytes.min(self.bytes);
+        buffer
+    }
+
+    fn largest(&self) -> Option<usize> {
+        self.buffers.last_key_value().map(|(capacity, _)| *capacity)
+    }
+}
+
+impl BufferPool {
+    /// Makes an empty pool.
+    pub fn new() -> Arc<Self> {
+        let free = Free { buffers: BTreeMap::new(), bytes: 0, idle_bytes: 0, trimmed: None };
+        Arc::new(BufferPool { free: Mutex::new(free) })
+    }
+
+    /// Returns a buffer of this length. Its contents are zeros or those of an earlier payload of this
+    /// node: the caller overwrites all of it before anyone sees it.
+    pub fn take(self: &Arc<Self>, length: usize) -> PooledBuf {
+        if length < POOLED_BYTES_MIN {
+            return PooledBuf { buffer: Some(AlignedBuf::zeroed(length)), pool: Weak::new() };
+        }
+        let capacity = length.next_multiple_of(GRAIN_BYTES);
+        let mut buffer = match self.lock().take(capacity..=2 * capacity) {
+            Some(buffer) => buffer,
+            None => AlignedBuf::zeroed(capacity),
+        };
+        // The rest of the last block is written to disks together with the payload: it is zeros.
+        buffer.set_len(round_up_to_block(length));
+        buffer[length..].fill(0);
+        buffer.set_len(length);
+        PooledBuf { buffer: Some(buffer), pool: Arc::downgrade(self) }
+    }
+
+    fn give(&self, mut buffer: AlignedBuf) {
+        let capacity = buffer.capacity();
+        buffer.set_len(capacity);
+        let mut evicted = Vec::new();
+        let mut free = self.lock();
+        free.bytes += capacity;
+        free.buffers.entry(capacity).or_default().push(buffer);
+        while free.bytes > POOL_BYTES_MAX {
+            let Some(largest) = free.largest() else { break };
+            evicted.extend(free.take_exact(largest));
+        }
+        drop(free);
+        // Memory goes back to the system outside the lock.
+        drop(evicted);
+    }
+
+    /// Gives back to the system what has lain unused since the last trim, every few seconds.
+    pub fn trim(&self, now: Instant) {
+        let mut evicted = Vec::new();
+        let mut free = self.lock();
+        if free.trimmed.is_some_and(|trimmed| now < trimmed + TRIM_INTERVAL) {
+            return;
+        }
+        free.trimmed = Some(now);
+        let keep = free.bytes - free.idle_bytes;
+        while free.bytes > keep {
+            let Some(largest) = free.largest() else { break };
+            evicted.extend(free.take_exact(largest));
+        }
+        free.idle_bytes = free.bytes;
+        drop(free);
+        drop(evicted);
+    }
+
+    /// Returns the bytes that lie unused.
+    pub fn free_bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A buffer that returns to its pool when it is dropped.
+pub struct PooledBuf {
+    buffer: Option<AlignedBuf>,
+    pool: Weak<BufferPool>,
+}
+
+impl PooledBuf {
+    /// Turns the buffer into shareable bytes without a copy; it returns to the pool with the last
+    /// handle on them.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl Deref for PooledBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.buffer.as_deref().expect("taken in drop only")
+    }
+}
+
+impl DerefMut for PooledBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.buffer.as_deref_mut().expect("taken in drop only")
+    }
+}
+
+impl AsRef<[u8]> for PooledBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Drop for PooledBuf {
+    fn drop(&mut self) {
+        if let (Some(buffer), Some(pool)) = (self.buffer.take(), self.pool.upgrade()) {
+            pool.give(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plinth_protocol::buffer::is_block_aligned;
+
+    #[test]
+    fn buffers_return_with_the_last_handle() {
+        let pool = BufferPool::new();
+        let mut buffer = pool.take(1 << 20);
+        buffer.fill(7);
+        let bytes = buffer.freeze();
+        let slice = bytes.slice(100..);
+        drop(bytes);
+        assert_eq!((pool.free_bytes(), slice[0]), (0, 7));
+        drop(slice);
+        assert_eq!(pool.free_bytes(), 1 << 20);
+        let again = pool.take((1 << 20) - 5000);
+        assert_eq!((pool.free_bytes(), again.len()), (0, (1 << 20) - 5000));
+        assert!(is_block_aligned(&again[..4096]));
+        // A much larger buffer than needed is not taken.
+        drop(again);
+        let small = pool.take(POOLED_BYTES_MIN);
+        assert_eq!((pool.free_bytes(), small.len()), (1 << 20, POOLED_BYTES_MIN));
+    }
+
+    #[test]
+    fn unused_bytes_are_bounded_and_trimmed() {
+        let pool = BufferPool::new();
+        let many: Vec<_> = (0..100).map(|number| pool.take((1 << 20) + number * GRAIN_BYTES)).collect();
+        drop(many);
+        assert!(pool.free_bytes() <= POOL_BYTES_MAX && pool.free_bytes() > 0);
+        let now = Instant::now();
+        pool.trim(now);
+        pool.trim(now + TRIM_INTERVAL / 2);
+        assert!(pool.free_bytes() > 0);
+        pool.trim(now + TRIM_INTERVAL);
+        assert_eq!(pool.free_bytes(), 0);
+    }
+}
