@@ -97,7 +97,8 @@ pub async fn multipart(target: &Target) {
 /// `If-None-Match: *` and `If-Match` are decided at commit.
 pub async fn conditions(target: &Target) {
     let (client, bucket) = (client(target), &target.bucket);
-    let put = |text: &'static str| client.put_object().bucket(bucket).key("c").body(ByteStream::from_static(text.as_bytes()));
+    let put =
+        |text: &'static str| client.put_object().bucket(bucket).key("c").body(ByteStream::from_static(text.as_bytes()));
     let first = put("1").if_none_match("*").send().await.expect("nobody was first");
     let refused = put("2").if_none_match("*").send().await.expect_err("somebody was first");
     assert_eq!(refused.code(), Some("PreconditionFailed"), "{refused:?}");

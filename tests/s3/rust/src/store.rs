@@ -49,7 +49,9 @@ pub async fn sizes(target: &Target) {
 /// Create only, update only what was read.
 pub async fn conditions(target: &Target) {
     let (store, path) = (store(target), Path::from("c"));
-    let put = |text: &'static str, mode: PutMode| store.put_opts(&path, PutPayload::from_static(text.as_bytes()), mode.into());
+    let put = |text: &'static str, mode: PutMode| {
+        store.put_opts(&path, PutPayload::from_static(text.as_bytes()), mode.into())
+    };
     let first = put("1", PutMode::Create).await.expect("nobody was first");
     let refused = put("2", PutMode::Create).await.expect_err("somebody was first");
     assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused:?}");
