@@ -48,9 +48,6 @@ pub enum JournalError {
     /// A parameter is outside its bounds.
     #[error("{0}")]
     Invalid(String),
-    /// No free segment could be made for the journal to go on.
-    #[error("no free segment to go on with")]
-    Full,
     /// A write or sync failed while the disk was being mounted.
     #[error("fenced while mounting: {0}")]
     Fenced(String),
@@ -69,7 +66,6 @@ impl From<JournalError> for Failure {
             JournalError::NoSuperblock(_) | JournalError::Segment(..) => FailureKind::Corrupt,
             JournalError::Occupied(_) | JournalError::Foreign { .. } => FailureKind::Conflict,
             JournalError::Incompatible(_) | JournalError::Invalid(_) => FailureKind::Invalid,
-            JournalError::Full => FailureKind::Full,
         };
         Failure::new(kind, error.to_string())
     }

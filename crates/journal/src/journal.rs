@@ -195,6 +195,8 @@ pub struct Journal {
     durable: Sequence,
     next_sequence: Sequence,
     pool: ArenaPool,
+    /// The mount's own record is still to be written: what the recovery has kept.
+    mount_pending: Option<Sequence>,
     gathering: VecDeque<Batch>,
     flying: Option<Flying>,
     queued_bytes: usize,
@@ -228,6 +230,7 @@ impl Journal {
             durable,
             next_sequence,
             pool: ArenaPool::default(),
+            mount_pending: None,
             gathering: VecDeque::new(),
             flying: None,
             queued_bytes: 0,
@@ -272,11 +275,18 @@ impl Journal {
         }
         let index = append.stream.index();
         let end = records_end(self.superblock.segment_bytes);
+        let reserved = if append.reserve { 0 } else { self.options.segments_reserved };
+        if let Some(kept) = self.mount_pending {
+            let segment = self.table.take_free(reserved)?;
+            let opening = self.open_segment(append.stream, segment);
+            let (stream, body) = (append.stream, kept.0.to_le_bytes());
+            let mount = Append { stream, kind: KIND_MOUNT, body: &body, payload: Bytes::new(), reserve: true };
+            self.stage(mount, Some(opening));
+            self.mount_pending = None;
+        }
         let fits = self.tails[index].is_some_and(|tail| tail.offset + bytes as u32 + SEAL_BYTES <= end);
         let mut opening = None;
         if !fits {
-            // The last one is the next mount's, where it finds no open segment.
-            let reserved = if append.reserve { 1 } else { self.options.segments_reserved.max(1) };
             let segment = self.table.take_free(reserved)?;
             self.seal_tail(append.stream);
             opening = Some(self.open_segment(append.stream, segment));
@@ -284,9 +294,10 @@ impl Journal {
         Ok(self.stage(append, opening))
     }
 
-    /// Stages the records that begin a mount: one at the end of each stream that goes on, or the
-    /// first of a new segment where none does. Returns the last one's sequence.
-    pub(crate) fn stage_mount(&mut self, kept: Sequence) -> Result<Sequence, Refused> {
+    /// Stages the records that begin a mount: one at the end of each stream that goes on. Where none
+    /// does, the first segment that is opened will begin with it: there is no tail that a cut could
+    /// have left. Returns the last one's sequence.
+    pub(crate) fn stage_mount(&mut self, kept: Sequence) -> Sequence {
         let end = records_end(self.superblock.segment_bytes);
         let mut before = kept;
         for stream in Stream::ALL {
@@ -301,15 +312,10 @@ impl Journal {
                 self.tails[stream.index()] = None;
             }
         }
-        if before > kept {
-            return Ok(before);
+        if before == kept {
+            self.mount_pending = Some(kept);
         }
-        let segment = self.table.take_free(0)?;
-        let stream = Stream::Main;
-        let opening = self.open_segment(stream, segment);
-        let body = kept.0.to_le_bytes();
-        let mount = Append { stream, kind: KIND_MOUNT, body: &body, payload: Bytes::new(), reserve: true };
-        Ok(self.stage(mount, Some(opening)).sequence)
+        before
     }
 
     /// Ends the stream's open segment with a seal, where there is one.

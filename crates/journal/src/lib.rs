@@ -17,6 +17,7 @@ pub mod disk;
 pub mod driver;
 mod error;
 mod fields;
+mod folder;
 mod journal;
 mod mount;
 pub mod planted;

@@ -2,7 +2,7 @@
 
 use crate::blocking::Blocking;
 use crate::disk::{Area, Disk, SegmentIndex};
-use crate::error::{JournalError, Refused};
+use crate::error::JournalError;
 use crate::journal::{Beginning, Journal, JournalOptions, SegmentState};
 use crate::record::{Generation, Sequence, Stream};
 use crate::recovery::{Recovery, write_superblock};
@@ -28,6 +28,7 @@ impl<D: Disk> Recovery<D> {
         let order = Superblock::update_order(&self.copies, &self.superblock);
         self.superblock.mount += 1;
         self.superblock.sequence += 1;
+        self.superblock.base = self.tails.next_sequence;
         write_superblock(&mut self.io, order, &self.superblock)?;
         self.heal_heads()?;
         let unsynced = std::mem::take(&mut self.tails.unsynced);
@@ -112,23 +113,15 @@ fn drive_mount<D: Disk>(
     now: Instant,
     kept: Sequence,
 ) -> Result<(), JournalError> {
-    let mut last = None;
+    let last = journal.stage_mount(kept);
     let mut completions = Vec::new();
     loop {
-        if last.is_none() {
-            match journal.stage_mount(kept) {
-                Ok(sequence) => last = Some(sequence),
-                Err(Refused::Busy) => {}
-                Err(Refused::Full) => return Err(JournalError::Full),
-                Err(refused) => return Err(JournalError::Invalid(refused.to_string())),
-            }
-        }
         while io.disk.room() > 0
             && let Some(operation) = journal.poll_disk(now)
         {
             io.disk.submit(operation);
         }
-        if journal.is_idle() && last.is_some_and(|last| journal.durable() >= last) {
+        if journal.is_idle() && journal.durable() >= last {
             // Nobody waits for the mount's own events.
             while journal.poll_event().is_some() {}
             return Ok(());

@@ -186,6 +186,11 @@ impl SimDisk {
         }
     }
 
+    /// Starts the disk's chance anew from a seed.
+    pub fn reseed(&mut self, seed: u64) {
+        self.chance = Chance::new(seed);
+    }
+
     /// Sets how often operations fail from now on.
     pub fn set_faults(&mut self, faults: SimFaults) {
         self.faults = faults;

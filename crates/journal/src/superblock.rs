@@ -20,7 +20,8 @@
 //! | 88     | 8     | stamp: the disk's random number                                           |
 //! | 96     | 4     | bytes of each segment                                                     |
 //! | 100    | 4     | most segments                                                             |
-//! | 104    | 24    | zero                                                                      |
+//! | 104    | 8     | base: the first sequence that the current mount may use                    |
+//! | 112    | 16    | zero                                                                      |
 //! | 128    | 8     | checkpoint's mark: sequence                                               |
 //! | 136    | 120   | checkpoint's mark: per stream an end of 40 bytes, see below               |
 //! | 256    | 2     | length of the checkpoint's note                                           |
@@ -125,6 +126,8 @@ pub struct Superblock {
     pub segment_count_max: u32,
     /// Counts mounts: the boot counter.
     pub mount: u32,
+    /// The first sequence that the current mount may use: a mount that leaves no trace uses up its own.
+    pub base: Sequence,
     /// The disk's random number.
     pub stamp: u64,
     /// Where recovery starts.
@@ -193,6 +196,7 @@ impl Superblock {
             segment_bytes: format.segment_bytes,
             segment_count_max: format.segment_count_max,
             mount: 0,
+            base: Sequence(1),
             stamp: format.stamp,
             checkpoint: None,
         }
@@ -216,6 +220,7 @@ impl Superblock {
         put(&mut block, 88, self.stamp.to_le_bytes());
         put(&mut block, 96, self.segment_bytes.to_le_bytes());
         put(&mut block, 100, self.segment_count_max.to_le_bytes());
+        put(&mut block, 104, self.base.0.to_le_bytes());
         if let Some(checkpoint) = &self.checkpoint {
             checkpoint.encode(&mut block);
         }
@@ -247,6 +252,7 @@ impl Superblock {
             segment_bytes: u32_at(block, 96),
             segment_count_max: u32_at(block, 100),
             mount: u32_at(block, 12),
+            base: Sequence(u64_at(block, 104)),
             stamp: u64_at(block, 88),
             checkpoint,
         })

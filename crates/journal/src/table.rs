@@ -104,10 +104,6 @@ impl SegmentTable {
         self.blocked_until = Some(now + CREATE_RETRY);
     }
 
-    pub fn is_creating(&self) -> bool {
-        self.creating > 0
-    }
-
     /// A release has become durable: the segment is free as soon as nobody reads it.
     pub fn released(&mut self, segment: SegmentIndex) {
         if let Some(row) = self.rows.get_mut(&segment) {

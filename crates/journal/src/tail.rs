@@ -124,7 +124,7 @@ impl Tails {
             voids: Vec::new(),
         };
         tails.keep_what_is_whole(io, &walked);
-        let highest = known.highest.max(tails.kept);
+        let highest = known.highest.max(tails.kept).max(superblock.base);
         // One batch may have been lost without a trace: leap over all that it can have used.
         tails.next_sequence = Sequence(highest.0 + BATCH_RECORDS_MAX as u64 + 1);
         tails.drop_void_segments();
