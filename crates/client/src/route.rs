@@ -146,8 +146,9 @@ impl Client {
     }
 
     pub(crate) async fn fetch_map(&self, deadline: Instant) -> Result<(), Failure> {
-        let known = Some(self.chart().map.epoch).filter(|epoch| epoch.0 > 0);
-        match self.query(GROUP_SYSTEM, Query::Map(known), deadline).await? {
+        // Always the known epoch, 0 at first: as a choice's whole value, an absent option has no bytes to decode.
+        let known = self.chart().map.epoch;
+        match self.query(GROUP_SYSTEM, Query::Map(Some(known)), deadline).await? {
             Reply::MapUnchanged => Ok(()),
             Reply::Map(map) => {
                 self.inner.counters.maps_taken.add(1);
