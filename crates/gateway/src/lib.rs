@@ -1,1 +1,42 @@
-//! Placeholder front door.
+//! Speaks S3 over HTTP and turns it into calls of the cluster's client.
+//!
+//! A connection is accepted by [`serve`] and watched below the parser (`guard`); each request
+//! walks through `gateway` in a fixed order: it is read (`head`), routed and checked against one
+//! support table (`support`), proved (`signature`), admitted (`admission`), its body proved while
+//! it streams (`payload`, `chunked`), and answered by one function in `ops`. S3's error codes
+//! stand in `error` alone; XML is written and read in `xml`. What the gateway asks of the cluster
+//! is the [`Store`] trait, which the client crate fills.
+//!
+//! Refuse, never ignore: a word of S3's vocabulary that is not implemented is answered with 501 and
+//! its name, never passed over. `DESIGN.md` beside this crate tells why the front is our own.
+
+mod admission;
+mod checksum;
+mod chunked;
+mod conditions;
+mod dates;
+mod error;
+mod gateway;
+mod guard;
+mod head;
+mod journey;
+mod metrics;
+mod ops;
+mod payload;
+mod range;
+mod reply;
+mod server;
+mod signature;
+mod store;
+mod stored;
+pub mod support;
+mod token;
+mod xml;
+
+pub use admission::BODY_RESERVE_BYTES_MAX;
+pub use error::{Code, S3Error};
+pub use gateway::{COMMIT_WAIT_MAX, DRAIN_BYTES_MAX, Gateway, GatewayConfig};
+pub use metrics::Metrics;
+pub use server::serve;
+pub use signature::{Credential, KeyRing, StaticKeys};
+pub use store::{BodyReader, BodyWriter, Store};
