@@ -406,3 +406,6 @@ fn decode_payload(
     }
     Ok((Stage::START, Some(Frame { head: prefix.head, header, payload: payload.freeze() })))
 }
+
+#[cfg(test)]
+mod tests;
