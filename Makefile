@@ -16,7 +16,7 @@ JOBS ?= $(shell nproc)
 CARGO ?= cargo
 
 BUILD_PACKAGES := clang libclang-dev g++ make
-TEST_PACKAGES := awscli restic strace python3-venv
+TEST_PACKAGES := awscli openssl restic strace python3-venv
 DENY_VERSION := 0.20.2
 
 TOOLS := $(CARGO_TARGET_DIR)/tools-$(DENY_VERSION)

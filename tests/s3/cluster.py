@@ -21,6 +21,8 @@ import urllib.request
 
 READY_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 20
+# Small segments: founding a cluster writes them, and these clusters live for minutes.
+SEGMENT_MIB = 64
 # Ports of one cluster: every node has a few (peers, S3, health).
 PORTS_MAX = 60
 
@@ -37,6 +39,7 @@ class Node:
         self.name = facts["name"]
         self.config = facts["config"]
         self.health = facts["health"]
+        self.endpoint = facts.get("s3")
         self.folder = pathlib.Path(self.config).parent
         self.log = folder / f"{self.name}.log"
         self.process = None
@@ -110,7 +113,10 @@ class Cluster:
     def __init__(self, plinth, meta=3, storage=6, gateway=1):
         self.plinth = str(pathlib.Path(plinth).resolve())
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="plinth-cluster-"))
-        arguments = ["--meta", meta, "--storage", storage, "--gateway", gateway, "--base-port", free_ports()]
+        self.base_port = free_ports()
+        self.ports_given = 0
+        arguments = ["--meta", meta, "--storage", storage, "--gateway", gateway, "--base-port", self.base_port]
+        arguments += ["--segment-mib", SEGMENT_MIB]
         command = [self.plinth, "init", "cluster", "--dir", self.folder / "nodes", "--output", "json", *arguments]
         founded = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
         if founded.returncode != 0:
@@ -120,6 +126,7 @@ class Cluster:
         self.endpoint = facts["s3"]
         self.access_key = facts["access_key"]
         self.secret_key = facts["secret_key"]
+        self.profile = facts.get("profile", "")
         self.nodes = [Node(self.plinth, self.folder, node) for node in facts["nodes"]]
 
     def __enter__(self):
@@ -154,6 +161,35 @@ class Cluster:
                 if time.monotonic() > deadline:
                     raise ClusterError(f"{node.name} is not ready after {seconds} s:\n{node.log_tail()}")
                 time.sleep(0.05)
+
+    def command(self, *words, wanted=0):
+        """Runs an operator's command and returns its JSON; any other exit code than `wanted` is an error."""
+        command = [self.plinth, "--profile", self.profile, "--output", "json", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode != wanted:
+            raise ClusterError(f"plinth {' '.join(map(str, words))}: exit {done.returncode}, wanted {wanted}: {done.stderr}")
+        return json.loads(done.stdout if wanted in (0, 8) else done.stderr)
+
+    def free_port(self):
+        """A port of this cluster's range that no node has; handed out from its end."""
+        self.ports_given += 1
+        return self.base_port + PORTS_MAX - self.ports_given
+
+    def join(self, name, *roles):
+        """Makes a new node of the running cluster: token, `plinth join`, start, ready."""
+        token = self.command("cluster", "token", "create", "--roles", ",".join(roles))
+        file = self.folder / f"{name}.token"
+        file.write_text(token["token"])
+        health = f"127.0.0.1:{self.free_port()}"
+        joined = self.command(
+            "join", "--token-file", file, "--meta", token["meta"], "--roles", ",".join(roles), "--name", name,
+            "--data", self.folder / "nodes" / name, "--listen", f"127.0.0.1:{self.free_port()}", "--health", health,
+            "--segment-mib", SEGMENT_MIB,
+        )
+        node = Node(self.plinth, self.folder, {"name": name, "config": joined["config"], "health": f"http://{health}"})
+        self.nodes.append(node)
+        self.start([node])
+        return node
 
     def kill_all(self):
         """kill -9 of every process, as close to one moment as a loop can be."""

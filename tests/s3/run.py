@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import subprocess
 import sys
 import unittest
 
@@ -17,6 +18,23 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import suite  # noqa: E402
 from cluster import Cluster  # noqa: E402
+
+
+def speak_tls(cluster):
+    """Gives the last gateway a certificate of its own; returns its address and the certificate's file."""
+    node = cluster.of_role("gateway")[-1]
+    certificate, key = cluster.folder / "s3-cert.pem", cluster.folder / "s3-key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )
+    config = pathlib.Path(node.config)
+    lines = f'[gateway]\ntls_certificate = "{certificate}"\ntls_private_key = "{key}"'
+    text = config.read_text()
+    assert text.count("[gateway]") == 1, f"{config} has one section for the gateway"
+    config.write_text(text.replace("[gateway]", lines))
+    return node.endpoint.replace("http://", "https://"), certificate
 
 
 def main():
@@ -32,7 +50,11 @@ def main():
     suite.Server.rust_clients = options.rust_clients
     with contextlib.ExitStack() as stack:
         if options.plinth:
-            cluster = stack.enter_context(Cluster(options.plinth))
+            # A second gateway speaks HTTPS: SDKs send trailers only there.
+            cluster = Cluster(options.plinth, gateway=2)
+            suite.Server.tls_endpoint, suite.Server.tls_authority = speak_tls(cluster)
+            stack.enter_context(cluster)
+            suite.Server.cluster, suite.Server.plinth = cluster, options.plinth
             suite.Server.endpoint = cluster.endpoint
             suite.Server.access_key, suite.Server.secret_key = cluster.access_key, cluster.secret_key
         else:

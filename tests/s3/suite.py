@@ -35,6 +35,11 @@ class Server:
     secret_key = None
     region = "us-east-1"
     rust_clients = None
+    # Only when the runner made the cluster itself.
+    cluster = None
+    plinth = None
+    tls_endpoint = None
+    tls_authority = None
 
 
 class ClientTest(unittest.TestCase):
