@@ -144,7 +144,12 @@ impl State {
                 Outcome::Part(put.part)
             }
             Command::FillIn(filled) => {
-                for (_, _, stripe) in self.fill_ins.values_mut().filter(|row| row.2.stripe == filled.stripe) {
+                let bodies = self.objects.values_mut().filter_map(|(_, body)| match &mut body.body {
+                    Body::Stripes(stripes) => Some(stripes.iter_mut()),
+                    _ => None,
+                });
+                let owing = self.fill_ins.values_mut().map(|row| &mut row.2);
+                for stripe in bodies.flatten().chain(owing).filter(|stripe| stripe.stripe == filled.stripe) {
                     stripe.missing = stripe.missing.map(|bits| bits & !filled.fragments).filter(|&bits| bits != 0);
                 }
                 self.fill_ins.retain(|_, row| row.2.missing.is_some());

@@ -1,0 +1,324 @@
+//! Disks that are slow, full, busy, rotten or gone; stripes sent elsewhere; owed fragments; deletes.
+//!
+//! Time is paused: it moves on only when nothing else can, so that waits are exact and cost nothing.
+
+#![allow(clippy::disallowed_methods)]
+
+mod fakes;
+
+use fakes::*;
+use plinth_client::Client;
+use plinth_protocol::FailureKind;
+use plinth_protocol::meta::{Command, DeleteObject, Outcome};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const SIZE: usize = 700_000;
+
+async fn puts(client: &Client, count: u64) {
+    for number in 0..count {
+        put(client, &format!("key{number}"), &noise(number, SIZE)).await.unwrap();
+    }
+}
+
+async fn gets(client: &Client, count: u64) {
+    for number in 0..count {
+        assert!(get(client, &format!("key{number}")).await.unwrap() == noise(number, SIZE), "key{number}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_disk_delays_only_the_first_write_and_its_fragment_is_owed() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(12).set_mood(Mood::Slow(Duration::from_secs(60)));
+    let started = Instant::now();
+    let body = put(&client, "key", &noise(1, SIZE)).await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(1000), "{:?}", started.elapsed());
+    let stripe = &stripes(&body)[0];
+    assert_eq!(stripe.missing.unwrap().count_ones(), 1);
+    let owed = stripe.indexes().find(|&index| stripe.is_missing(index)).unwrap();
+    assert_eq!(client.map().pg(stripe.pg).unwrap().disks[stripe.slot(owed)], disk_of(12));
+    assert_eq!(client.counters().quorums_hedged, 1);
+    assert!(get(&client, "key").await.unwrap() == noise(1, SIZE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_disk_is_avoided_while_other_groups_exist() {
+    let cluster = Cluster::new(Shape { nodes: 7, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(12).set_mood(Mood::Slow(Duration::from_secs(1)));
+    puts(&client, 40).await;
+    assert!(client.counters().quorums_hedged <= 6, "{:?}", client.counters());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_dead_nodes_do_not_stop_writes() {
+    let cluster = Cluster::new(Shape::default());
+    let client = cluster.client().await;
+    cluster.kill(12);
+    cluster.kill(15);
+    let started = Instant::now();
+    puts(&client, 20).await;
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    gets(&client, 20).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn stripes_that_miss_their_quorum_are_sent_elsewhere_under_a_new_id() {
+    let cluster = Cluster::new(Shape { nodes: 7, ..Shape::default() });
+    let client = cluster.client().await;
+    // Learn the two dead disks within one stripe: the first group that has both fails.
+    cluster.disk(12).set_mood(Mood::Fenced);
+    cluster.disk(13).set_mood(Mood::Fenced);
+    puts(&client, 10).await;
+    let counters = client.counters();
+    assert!(counters.stripes_resent >= 1 && counters.stripes_resent <= 4, "{counters:?}");
+    gets(&client, 10).await;
+    // The ids that rows name are whole; the abandoned ones are other stripes.
+    for number in 0..10 {
+        let view = view(&client, &format!("key{number}")).await.unwrap();
+        for stripe in stripes(&view.body.unwrap().body) {
+            let expected = stripe.indexes().filter(|&index| !stripe.is_missing(index)).count();
+            assert_eq!(cluster.fragments_of(stripe).len(), expected);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_fail_when_no_group_can_hold_a_quorum() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.kill(12);
+    cluster.kill(13);
+    assert_eq!(put(&client, "key", &noise(1, SIZE)).await.unwrap_err().kind, FailureKind::Unavailable);
+    assert_eq!(client.counters().write_bytes_held, 0);
+    cluster.revive(13);
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    put(&client, "key", &noise(1, SIZE)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn full_disks_get_no_more_stripes() {
+    let cluster = Cluster::new(Shape { nodes: 7, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(14).set_mood(Mood::Full);
+    puts(&client, 1).await;
+    let mut tries = 0;
+    while client.counters().fragment_writes_failed == 0 {
+        puts(&client, 1).await;
+        tries += 1;
+        assert!(tries < 100, "the full disk is never chosen");
+    }
+    let failed = client.counters().fragment_writes_failed;
+    puts(&client, 30).await;
+    assert_eq!(client.counters().fragment_writes_failed, failed);
+    gets(&client, 30).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn busy_disks_are_waited_for_and_not_forever() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(12).set_mood(Mood::Busy(3));
+    let body = put(&client, "key", &noise(1, SIZE)).await.unwrap();
+    assert_eq!(stripes(&body)[0].missing, None);
+    assert!(client.counters().busy_waits >= 3);
+    cluster.disk(12).set_mood(Mood::Busy(usize::MAX));
+    let started = Instant::now();
+    put(&client, "key", &noise(1, SIZE)).await.unwrap();
+    gets(&client, 0).await;
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(get(&client, "key").await.unwrap() == noise(1, SIZE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_reads_are_hedged_and_then_the_disk_is_read_around() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    puts(&client, 20).await;
+    gets(&client, 20).await;
+    cluster.disk(13).set_mood(Mood::Slow(Duration::from_secs(1)));
+    let started = Instant::now();
+    gets(&client, 20).await;
+    // Twenty waits of a second without hedging; a stall at a time while the disk is tried again.
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+    let counters = client.counters();
+    assert!(counters.fragment_reads_degraded > 0);
+    cluster.disk(13).set_mood(Mood::Well);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    gets(&client, 20).await;
+    gets(&client, 20).await;
+    let healed = client.counters();
+    assert!(healed.fragment_reads_degraded <= counters.fragment_reads_degraded + 20, "the disk is read again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn extra_reads_stay_within_two_percent_of_the_ordinary_ones() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    puts(&client, 10).await;
+    for round in 0..200u64 {
+        // Now and then a disk is a little slower than usual, never enough to count as stalled.
+        let mood = if round % 3 == 0 { Mood::Slow(Duration::from_millis(60)) } else { Mood::Well };
+        cluster.disk(11 + round % 5).set_mood(mood);
+        gets(&client, 10).await;
+        cluster.disk(11 + round % 5).set_mood(Mood::Well);
+    }
+    let counters = client.counters();
+    assert!(counters.fragment_reads_hedged > 0);
+    let share = counters.fragment_reads_hedged as f64 / counters.fragment_reads_plain as f64;
+    assert!(share <= 0.022, "{share} {counters:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rotten_frames_are_never_returned_and_are_counted() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    puts(&client, 5).await;
+    cluster.disk(11).rotten.store(true, Relaxed);
+    cluster.disk(12).rotten.store(true, Relaxed);
+    gets(&client, 5).await;
+    assert!(client.counters().fragments_corrupt > 0);
+    cluster.disk(13).rotten.store(true, Relaxed);
+    let mut failed = 0;
+    for number in 0..5 {
+        match get(&client, &format!("key{number}")).await {
+            Ok(bytes) => assert!(bytes == noise(number, SIZE)),
+            Err(failure) => {
+                assert_eq!(failure.kind, FailureKind::Corrupt);
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0, "three rotten disks of five cannot all be read around");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fragments_that_a_disk_lost_are_read_around() {
+    let cluster = Cluster::new(Shape::default());
+    let client = cluster.client().await;
+    let body = put(&client, "key", &noise(0, SIZE)).await.unwrap();
+    for index in [0, 1] {
+        let fragment = stripes(&body)[0].fragment(index);
+        cluster.disks[&cluster.holder(fragment).unwrap()].lose(fragment);
+    }
+    assert!(get(&client, "key").await.unwrap() == noise(0, SIZE));
+    assert_eq!(client.counters().fragments_absent > 0, true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn owed_fragments_are_filled_in_and_the_rows_go() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.kill(12);
+    puts(&client, 6).await;
+    client.housekeeping_once().await;
+    assert_eq!(client.counters().fragments_filled_in, 0, "the disk is still gone");
+    assert!(!cluster.meta.state.lock().unwrap().fill_ins.is_empty());
+    let owing: Vec<_> = cluster.meta.state.lock().unwrap().fill_ins.values().map(|row| row.2.clone()).collect();
+    cluster.revive(12);
+    client.housekeeping_once().await;
+    assert!(cluster.meta.state.lock().unwrap().fill_ins.is_empty());
+    for stripe in owing {
+        assert_eq!(cluster.fragments_of(&stripe).len(), stripe.indexes().count());
+    }
+    // The filled-in fragments are as good as written ones: they carry a read alone.
+    cluster.kill(11);
+    cluster.kill(13);
+    gets(&cluster.client().await, 6).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletes_wait_for_their_retention_and_for_every_disk() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    puts(&client, 3).await;
+    for number in 0..2 {
+        let delete = DeleteObject { bucket: BUCKET, key: format!("key{number}"), expectation: None };
+        let outcome = client.mutate(client.group_of(BUCKET, "key0"), Command::DeleteObject(delete), None, soon()).await;
+        assert_eq!(outcome, Ok(Outcome::Deleted(true)));
+    }
+    let fragments = || cluster.disks.values().map(|disk| disk.fragments().len()).sum::<usize>();
+    let before = fragments();
+    client.housekeeping_once().await;
+    assert_eq!(fragments(), before, "too young");
+    cluster.wall.fetch_add(61_000, Relaxed);
+    cluster.kill(14);
+    client.housekeeping_once().await;
+    assert!(fragments() < before);
+    assert_eq!(cluster.meta.state.lock().unwrap().deletes.len(), 2, "a silent disk keeps the row");
+    cluster.revive(14);
+    client.housekeeping_once().await;
+    assert_eq!(cluster.meta.state.lock().unwrap().deletes.len(), 0);
+    let stripes_left: std::collections::BTreeSet<_> =
+        cluster.disks.values().flat_map(|disk| disk.fragments()).map(|fragment| fragment.stripe).collect();
+    assert_eq!(stripes_left.len(), 1);
+    assert!(get(&client, "key2").await.unwrap() == noise(2, SIZE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn housekeeping_runs_by_itself_and_stops() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.kill(12);
+    puts(&client, 1).await;
+    cluster.revive(12);
+    cluster.wall.fetch_add(10_000, Relaxed);
+    let housekeeping = client.spawn_housekeeping();
+    eventually("the owed fragment is filled in", || client.counters().fragments_filled_in > 0).await;
+    housekeeping.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn abandoned_writers_and_readers_give_everything_back() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let mut config = cluster.config();
+    config.write_bytes_max = 4 << 20;
+    config.read_bytes_max = 1 << 20;
+    let client = cluster.client_with(config).await;
+    let bytes = noise(1, 3_000_000);
+    put(&client, "key", &bytes).await.unwrap();
+    cluster.disks.values().for_each(|disk| disk.set_mood(Mood::Slow(Duration::from_millis(100))));
+    for step in 0..40u64 {
+        let attempt = put(&client, "other", &bytes);
+        let _ = tokio::time::timeout(Duration::from_millis(step * 13), attempt).await;
+        let attempt = get(&client, "key");
+        let _ = tokio::time::timeout(Duration::from_millis(step * 13), attempt).await;
+    }
+    eventually("all memory is given back", || {
+        let counters = client.counters();
+        counters.write_bytes_held == 0 && counters.read_bytes_held == 0
+    })
+    .await;
+    assert!(get(&client, "key").await.unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn many_writers_and_readers_stay_within_their_budgets() {
+    let cluster = Cluster::new(Shape { nodes: 6, fragment_bytes_max: 16 << 16, ..Shape::default() });
+    let mut config = cluster.config();
+    config.write_bytes_max = 16 << 20;
+    config.read_bytes_max = 4 << 20;
+    let client = cluster.client_with(config).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..24u64 {
+        let client = client.clone();
+        tasks.spawn(async move {
+            let bytes = noise(number, 8_000_000);
+            let key = format!("key{number}");
+            put(&client, &key, &bytes).await.unwrap();
+            assert!(get(&client, &key).await.unwrap() == bytes);
+        });
+    }
+    let mut most = (0, 0);
+    while !tasks.is_empty() {
+        let _ =
+            tokio::time::timeout(Duration::from_millis(1), tasks.join_next()).await.map(|done| done.unwrap().unwrap());
+        let counters = client.counters();
+        most = (most.0.max(counters.write_bytes_held), most.1.max(counters.read_bytes_held));
+    }
+    assert!(most.0 <= 16 << 20 && most.1 <= 4 << 20, "{most:?}");
+    assert!(most.0 > 8 << 20, "the budget was put to use: {most:?}");
+}
