@@ -12,7 +12,7 @@ use super::{StateError, keys};
 use plinth_protocol::meta::{FilledIn, FinishDeletes, Outcome};
 use plinth_protocol::object::Body;
 use plinth_protocol::stripe::StripeRef;
-use plinth_protocol::wire::{Fields, Wire, WireError, decode_varint, encode_varint, take};
+use plinth_protocol::wire::{Fields, WireError, decode_varint, encode_varint, take};
 use plinth_protocol::{StripeId, UploadId};
 
 /// Most stripes in one deferred-delete row: bounds the row to some 50 KiB.
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use plinth_protocol::object::{ObjectBody, StoredHeaders};
     use plinth_protocol::stripe::Code;
-    use plinth_protocol::wire::encode_field;
+    use plinth_protocol::wire::{Wire, encode_field};
     use plinth_protocol::{PgId, WriterId};
 
     fn stripe(sequence: u64, missing: Option<u32>) -> StripeRef {

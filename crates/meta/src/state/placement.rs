@@ -166,11 +166,18 @@ impl Planner {
                 *self.disks[disk].met.entry(other).or_default() += 1;
             }
         }
+        // Domains that are in every group come first above: turn the list, so that no slot is theirs alone.
+        chosen.rotate_left(number as usize % self.width);
         chosen.into_iter().map(|disk| self.disks[disk].disk).collect()
     }
 
     /// Picks the next slot's disk: of the domains most due, the disk that met the chosen ones least.
     fn choose(&self, chosen: &[usize], taken: &[bool], group: u64, slot: usize) -> (usize, usize) {
+        // A domain that is due a slot of every group can't catch up later.
+        let full = (0..self.domains.len()).find(|domain| !taken[*domain] && self.domains[*domain].share == SLOT);
+        if let Some(domain) = full {
+            return (domain, self.most_due(domain, group));
+        }
         let free = (0..self.domains.len()).filter(|domain| !taken[*domain]);
         let mut due: Vec<(i64, u64, usize)> =
             free.map(|domain| (-self.domains[domain].due, mix(group, slot, domain), domain)).collect();

@@ -40,7 +40,7 @@ const GRAVES_TRIGGER: usize = 512;
 const INFO_LOGS: usize = 2;
 const INFO_LOG_BYTES: usize = 1 << 20;
 /// Checksum bytes per row in memtables and cached blocks.
-const PROTECTION_BYTES: usize = 8;
+const PROTECTION_BYTES: u8 = 8;
 
 type Db = DBWithThreadMode<SingleThreaded>;
 
@@ -163,8 +163,8 @@ fn family_options(family: Family, memory: &RocksMemory) -> Options {
     // SAFETY: the pointer is that of a live `Options`, used within these calls.
     unsafe {
         ffi::rocksdb_options_set_paranoid_file_checks(options.as_raw_ptr(), 1);
-        ffi::rocksdb_options_set_memtable_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES);
-        ffi::rocksdb_options_set_block_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES as u8);
+        ffi::rocksdb_options_set_memtable_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES.into());
+        ffi::rocksdb_options_set_block_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES);
     }
     options
 }
@@ -196,7 +196,7 @@ impl Store for RocksStore {
                 }
             }
         }
-        self.fail(self.db.write_opt(&out, &self.write))
+        self.fail(self.db.write_opt(out, &self.write))
     }
 
     fn flush(&self) -> Result<(), StateError> {

@@ -1,0 +1,106 @@
+//! What LIST and PutObject cost here, in processor time of this thread. Run with
+//! `cargo test -p plinth-meta state::tests::bench -- --ignored --nocapture`.
+
+use super::*;
+use crate::state::{RocksMemory, RocksStore};
+
+const KEYS: u64 = 1_000_000;
+const PUTS: u64 = 20_000;
+
+/// Processor time of the calling thread in nanoseconds.
+fn cpu_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is that of a live `timespec`.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) }, 0);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn key(number: u64) -> String {
+    format!("table/part-{:04}/file-{:08}.parquet", number / 1_000, number)
+}
+
+fn list_all(reader: &crate::state::Reader<RocksStore>, encoded: bool) -> (u64, u64) {
+    let (mut after, mut keys) = (None, 0);
+    let start = cpu_ns();
+    let mut out = Vec::new();
+    loop {
+        let query = Query::List(ListQuery {
+            bucket: BUCKET,
+            prefix: "table/".into(),
+            delimiter: None,
+            after: after.take(),
+            after_prefix: false,
+            limit: 1000,
+        });
+        let reply = if encoded {
+            out.clear();
+            reader.query_encoded(&query, &mut out).unwrap();
+            // Finding the last key is the gateway's part of the work: not counted here.
+            keys += 1000;
+            after = (keys < KEYS).then(|| key(keys - 1));
+            None
+        } else {
+            Some(reader.query(&query).unwrap())
+        };
+        if let Some(Reply::List(page)) = reply {
+            keys += page.entries.len() as u64;
+            after = page.more.then(|| page.entries.last().unwrap().0.clone());
+        }
+        if after.is_none() {
+            return (keys, cpu_ns() - start);
+        }
+    }
+}
+
+#[test]
+#[ignore = "a measurement of some minutes"]
+fn list_and_put_costs() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RocksStore::open(&folder.path().join("db"), &RocksMemory::default()).unwrap();
+    let mut shard = Replica::new(store, SHARD);
+    shard.run(Command::OpenBucket(BUCKET));
+    let start = cpu_ns();
+    for first in (0..KEYS).step_by(1_000) {
+        let put = |number| Command::PutObject(put_stripes(&key(number), vec![stripe(number, 1 << 20)]));
+        let mutations = (first..first + 1_000).map(|number| shard.mutation(put(number))).collect();
+        shard.now_ms += 100;
+        shard.apply(mutations);
+        shard.log.clear();
+    }
+    println!("load of {KEYS} keys, 1,000 an entry: {} ns a key", (cpu_ns() - start) / KEYS);
+    shard.machine.flush().unwrap();
+    let reader = shard.machine.reader();
+    for round in ["cold", "warm"] {
+        for encoded in [true, false] {
+            let (keys, ns) = list_all(&reader, encoded);
+            println!(
+                "LIST {round}, encoded {encoded}: {} ns a key, {} keys/CPU-s",
+                ns / keys,
+                keys * 1_000_000_000 / ns
+            );
+        }
+    }
+    let body: &'static [u8] = vec![0x5a; 4096].leak();
+    for (entry, overwrite) in [(1, false), (16, false), (64, false), (16, true)] {
+        let mut entries = Vec::new();
+        for first in (0..PUTS).step_by(entry) {
+            let name = |number: u64| format!("small/{entry}/{:08}", if overwrite { number % 100 } else { number });
+            let put = |number| Command::PutObject(put_inline(&name(number), body));
+            entries.push((first..first + entry as u64).map(|number| shard.mutation(put(number))).collect::<Vec<_>>());
+        }
+        let start = cpu_ns();
+        for mutations in entries {
+            shard.index += 1;
+            shard.now_ms += 1;
+            let now = HybridTime::from_millis(shard.now_ms);
+            shard.machine.apply(position(shard.index), now, &mutations).unwrap();
+        }
+        println!("PutObject 4 KiB, {entry} an entry, overwrite {overwrite}: {} ns each", (cpu_ns() - start) / PUTS);
+    }
+    let start = cpu_ns();
+    for number in 0..PUTS {
+        let query = ObjectQuery { bucket: BUCKET, key: key(number * 47 % KEYS), body: true };
+        assert!(matches!(reader.query(&Query::Object(query)), Ok(Reply::Object(_))));
+    }
+    println!("Object with body: {} ns each", (cpu_ns() - start) / PUTS);
+}
