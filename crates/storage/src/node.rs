@@ -406,7 +406,7 @@ fn open_port(
             }));
         }
         let Opened { engine, disk, report } =
-            Engine::<Caller>::recover(recovery, options).map_err(OpenError::Journal)?;
+            Engine::<Caller>::recover(Instant::now().into_std(), recovery, options).map_err(OpenError::Journal)?;
         let stats = engine.stats();
         Ok((engine, disk, (identity, stats, report)))
     };

@@ -151,11 +151,12 @@ impl Space {
             let live = self.live_in(candidate.segment) + candidate.tombstones * TOMBSTONE_BYTES;
             (live, candidate)
         });
+        // What holds nothing live is released as it is.
         let worthy = weighed.filter(|&(live, candidate)| {
             let used = candidate.used_bytes;
             let closed_early = used * 100 < segment_bytes * CLOSED_EARLY_PERCENT;
             let gains = live + segment_bytes / PRESSURE_GAIN_PART <= used;
-            live * 100 < used * COMPACT_LIVE_PERCENT || closed_early || pressure && gains
+            live > 0 && (live * 100 < used * COMPACT_LIVE_PERCENT || closed_early || pressure && gains)
         });
         worthy.min_by_key(|&(live, candidate)| (live, candidate.segment)).map(|(_, candidate)| candidate.segment)
     }

@@ -204,7 +204,7 @@ impl<T: Ticket> Engine<T> {
             payload: payload.clone(),
             reserve: true,
         };
-        let placed = self.journal.append(now, append)?;
+        let placed = self.journal.append(append)?;
         let place = place_of(placed.position, body.len(), payload.len());
         self.note_checkpoint_record(now, placed, place, Effect::CheckpointPart { place });
         Ok(place)
@@ -225,7 +225,7 @@ impl<T: Ticket> Engine<T> {
             payload: Bytes::new(),
             reserve: true,
         };
-        let placed = self.journal.append(now, append)?;
+        let placed = self.journal.append(append)?;
         let place = place_of(placed.position, body.len(), 0);
         self.note_checkpoint_record(now, placed, place, Effect::CheckpointRoot { place });
         writing.root = Some(place);

@@ -13,7 +13,7 @@ use crate::space::Candidate;
 use crate::stats::add;
 use crate::tombstone::{KIND_FRAGMENT, TOMBSTONE_FRAGMENTS_MAX, TombstoneBody};
 use bytes::Bytes;
-use plinth_journal::{Append, DiskError, Refused, SegmentState, Stream};
+use plinth_journal::{Append, DiskError, Refused, SegmentIndex, SegmentState, Stream};
 use plinth_protocol::FragmentId;
 use std::time::Instant;
 
@@ -64,10 +64,10 @@ impl<T: Ticket> Engine<T> {
 
     /// Returns whether reclaim is under way or could free anything.
     pub(super) fn may_gain_room(&self) -> bool {
-        self.compaction.is_some()
+        self.reclaim_due
+            || self.compaction.is_some()
             || self.journal.segments().any(|info| info.state == SegmentState::Releasing)
             || self.choose_victim().is_some()
-            || self.sealed().any(|candidate| self.space.is_releasable(candidate.segment, candidate.tombstones))
     }
 
     fn sealed(&self) -> impl Iterator<Item = Candidate> + '_ {
@@ -97,13 +97,18 @@ impl<T: Ticket> Engine<T> {
             self.reclaim_at = Some(now + self.options.reclaim_interval);
         }
         self.step_compaction(now);
+        if self.writes_blocked && !self.may_gain_room() {
+            // Nothing comes free: the puts that wait for room are told so in the next turn.
+            self.turn_again = Some(now);
+        }
     }
 
     fn release_dead(&mut self) {
         let releasable = |candidate: &Candidate| self.space.is_releasable(candidate.segment, candidate.tombstones);
         let dead: Vec<u32> = self.sealed().filter(releasable).map(|candidate| candidate.segment).collect();
         for segment in dead {
-            if self.journal.release(plinth_journal::SegmentIndex(segment)).is_err() {
+            // The newest segment of a stream stays until it has a successor: asked again then.
+            if self.journal.release(SegmentIndex(segment)) == Err(Refused::Busy) {
                 self.reclaim_due = true;
             }
         }
@@ -182,7 +187,7 @@ impl<T: Ticket> Engine<T> {
         let body = body_of(&record, place).expect("the body was checked above");
         let append =
             Append { stream: Stream::Relocation, kind: KIND_FRAGMENT, body, payload: payload.clone(), reserve: true };
-        match self.journal.append(now, append) {
+        match self.journal.append(append) {
             Ok(placed) => {
                 let to = place_of(placed.position, body.len(), payload.len());
                 self.space.add(to.segment, to.record_bytes());

@@ -101,7 +101,7 @@ impl<T: Ticket> Engine<T> {
         let bytes = body.to_wire();
         // Deletes make room: they may take what is kept back.
         let append = Append { stream, kind: KIND_TOMBSTONE, body: &bytes, payload: Bytes::new(), reserve: true };
-        let placed = self.journal.append(now, append)?;
+        let placed = self.journal.append(append)?;
         let (fragments, segment) = (body.fragments.clone(), placed.position.segment.0);
         let effect = match stream {
             Stream::Relocation => Effect::TombstoneMoved { fragments, segment },

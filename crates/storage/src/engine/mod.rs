@@ -75,7 +75,8 @@ pub struct Request<T> {
     pub ticket: T,
 }
 
-/// What the disk's thread is asked.
+/// What the disk's thread is asked. Requests are moved once, into a queue: boxing them would cost more.
+#[allow(clippy::large_enum_variant)]
 pub enum Command<T> {
     /// Serve a request.
     Serve(Request<T>),
@@ -178,6 +179,8 @@ pub struct Engine<T> {
     compaction: Option<Compaction>,
     reclaim_due: bool,
     reclaim_at: Option<Instant>,
+    /// The segment of the last append.
+    last_segment: u32,
     checkpointing: Checkpointing,
     fenced: Option<String>,
     phase: Phase,
@@ -375,7 +378,6 @@ impl<T: Ticket> Engine<T> {
 
     /// Applies, in log order, every append that is durable now.
     fn handle_durable(&mut self, now: Instant, durable: Sequence) {
-        self.writes_blocked = false;
         let mut records = 0;
         let mut oldest = now;
         while self.appended.front().is_some_and(|front| front.sequence <= durable) {
@@ -418,7 +420,6 @@ impl<T: Ticket> Engine<T> {
         self.fail_deletes(now, &failure);
         self.compaction = None;
         self.checkpointing = Checkpointing::default();
-        self.writes_blocked = false;
     }
 
     fn stop_if_drained(&mut self, now: Instant) {
@@ -431,7 +432,7 @@ impl<T: Ticket> Engine<T> {
         }
         if self.checkpointing.is_idle() {
             self.phase = Phase::Stopping;
-            self.journal.stop(now);
+            self.journal.stop();
         }
     }
 
@@ -448,7 +449,10 @@ impl<T: Ticket> Engine<T> {
 
     /// Notes an append and what it will do.
     fn note_append(&mut self, now: Instant, placed: Placed, effect: Effect<T>) {
-        self.space.begin(placed.position.segment.0);
+        let segment = placed.position.segment.0;
+        self.space.begin(segment);
+        // A segment was sealed for this one to be opened: perhaps it can be released now.
+        self.reclaim_due |= std::mem::replace(&mut self.last_segment, segment) != segment;
         if !matches!(effect, Effect::CheckpointPart { .. } | Effect::CheckpointRoot { .. }) {
             self.checkpointing.note_change();
         }
@@ -512,6 +516,7 @@ impl<T: Ticket> Engine<T> {
             return;
         }
         self.expire_waiting(now);
+        (self.writes_blocked, self.reads_blocked) = (false, false);
         self.pump(now);
         self.flush_deletes(now);
         if self.fenced.is_none() && self.phase != Phase::Stopping {
@@ -540,7 +545,7 @@ impl<T: Ticket> Engine<T> {
         match self.phase {
             Phase::Serving | Phase::Draining => false,
             Phase::Stopping => self.journal.is_idle() || self.fenced.is_some(),
-            Phase::Abandoned => true,
+            Phase::Abandoned => self.journal.is_idle(),
         }
     }
 }

@@ -86,7 +86,7 @@ impl<T: Ticket> Engine<T> {
         }
         let append =
             Append { stream: Stream::Main, kind: KIND_FRAGMENT, body, payload: payload.clone(), reserve: false };
-        match self.journal.append(now, append) {
+        match self.journal.append(append) {
             Ok(placed) => {
                 let place = place_of(placed.position, body.len(), payload.len());
                 self.space.add(place.segment, place.record_bytes());
@@ -105,7 +105,6 @@ impl<T: Ticket> Engine<T> {
             }
             Err(Refused::Full) if self.may_gain_room() => {
                 self.writes_blocked = true;
-                self.reclaim_due = true;
                 self.put_back(bytes, admitted);
             }
             Err(Refused::Full) => self.refuse_full(admitted),

@@ -26,7 +26,7 @@ pub(super) enum ReadWork<T> {
     /// The header for a caller.
     Header { waiter: Waiter<T>, fragment: FragmentId, place: Place, tries: u8 },
     /// The stored frames, to be compared with a put of the same fragment.
-    Compare { bytes: u64, entry: IndexEntry, admitted: Admitted<T>, tries: u8 },
+    Compare { bytes: u64, entry: IndexEntry, admitted: Box<Admitted<T>>, tries: u8 },
     /// A whole record that compaction moves.
     Move { entry: IndexEntry, tries: u8 },
 }
@@ -113,7 +113,10 @@ impl<T: Ticket> Engine<T> {
         match self.submit_read(entry.place, entry.place.head_bytes(), entry.place.payload_bytes()) {
             Ok(token) => {
                 let length = entry.place.payload_bytes() as u64;
-                self.reads.insert(token, (length, ReadWork::Compare { bytes, entry, admitted, tries: 1 }));
+                self.reads.insert(
+                    token,
+                    (length, ReadWork::Compare { bytes, entry, admitted: Box::new(admitted), tries: 1 }),
+                );
             }
             Err(Refused::Busy) => {
                 self.reads_blocked = true;
@@ -135,7 +138,6 @@ impl<T: Ticket> Engine<T> {
     pub(super) fn handle_read(&mut self, now: Instant, token: ReadToken, result: Result<AlignedBuf, DiskError>) {
         let (length, work) = self.reads.remove(&token).expect("the journal answers only what was asked");
         self.read_bytes -= length;
-        self.reads_blocked = false;
         if result.is_err() {
             add(&self.stats.errors_eio, 1);
         }
@@ -216,7 +218,7 @@ impl<T: Ticket> Engine<T> {
             (Ok(_), Some(error)) => {
                 // The copy on disk is damaged, the one in hand is not: it takes the place.
                 self.damaged(fragment, place, &error.to_string());
-                self.put_back(bytes, admitted);
+                self.put_back(bytes, *admitted);
             }
         }
     }

@@ -22,6 +22,7 @@ use plinth_protocol::stripe::FragmentHeader;
 use plinth_protocol::wire::Wire;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What start-up found.
 #[derive(Debug, Default)]
@@ -68,15 +69,19 @@ impl<T: Ticket> Engine<T> {
     /// Brings a disk back: loads its checkpoint, replays the log behind it, mounts it.
     ///
     /// Fails where the journal cannot be mounted; damage of single records is reported instead.
-    pub fn recover<D: Disk>(mut recovery: Recovery<D>, options: EngineOptions) -> Result<Opened<T, D>, JournalError> {
+    pub fn recover<D: Disk>(
+        now: Instant,
+        mut recovery: Recovery<D>,
+        options: EngineOptions,
+    ) -> Result<Opened<T, D>, JournalError> {
         let mut rebuild = Rebuild::default();
         rebuild.load_checkpoint(&mut recovery);
-        while let Some(record) = recovery.next()? {
+        while let Some(record) = recovery.next() {
             rebuild.replay(&record);
         }
         rebuild.report.damage = recovery.damage().to_vec();
         rebuild.report.cut = recovery.cut();
-        let (journal, disk) = recovery.resume(options.journal.clone())?;
+        let (journal, disk) = recovery.resume(now, options.journal.clone())?;
         rebuild.drop_released(&journal);
         rebuild.quarantine_damage();
         let report = std::mem::take(&mut rebuild.report);
@@ -285,7 +290,7 @@ impl Rebuild {
                 | Damage::Body { position, .. }
                 | Damage::Payload { position, .. }
                 | Damage::Unreadable { position, .. } => space.pin(position.segment.0),
-                Damage::Missing { .. } => {}
+                Damage::Missing { .. } | Damage::SuperblockBehind { .. } => {}
             }
         }
         space
@@ -315,6 +320,7 @@ impl Rebuild {
             compaction: None,
             reclaim_due: true,
             reclaim_at: None,
+            last_segment: u32::MAX,
             checkpointing: Checkpointing::loaded(self.checkpoint_number, self.checkpoint_places),
             fenced: journal.fenced().map(str::to_owned),
             phase: Phase::Serving,
