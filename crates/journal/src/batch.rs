@@ -54,6 +54,7 @@ pub(crate) struct Flying {
     pub areas: Vec<Area>,
     pub syncs_left: usize,
     pub syncs: u64,
+    pub opened: Vec<SegmentIndex>,
     pub sealed: Vec<(SegmentIndex, Stream)>,
     pub releases: Vec<SegmentIndex>,
     /// The streams' ends once the batch is durable.
@@ -139,6 +140,7 @@ impl Batch {
             areas: Vec::new(),
             syncs_left: 0,
             syncs: 1,
+            opened: self.openings.iter().map(|(opening, _)| opening.segment).collect(),
             sealed: Vec::new(),
             releases: self.releases.iter().map(|(segment, _)| *segment).collect(),
             ends,

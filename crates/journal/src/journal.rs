@@ -333,6 +333,7 @@ impl Journal {
         self.tails[stream.index()] = Some(Tail { segment, generation, offset: RECORDS_START });
         let row = self.table.row_mut(segment).expect("a free segment has a row");
         (row.generation, row.state, row.used_bytes) = (generation, SegmentState::Open(stream), RECORDS_START);
+        row.is_durable = false;
         Opening { stream, segment, generation, prior }
     }
 
@@ -625,6 +626,11 @@ impl Journal {
         self.queued_bytes -= flying.bytes;
         self.ends = flying.ends;
         self.floors = flying.floors;
+        for segment in flying.opened {
+            if let Some(row) = self.table.row_mut(segment) {
+                row.is_durable = true;
+            }
+        }
         for (segment, stream) in flying.sealed {
             if let Some(row) = self.table.row_mut(segment) {
                 row.state = SegmentState::Sealed(stream);

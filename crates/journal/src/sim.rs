@@ -80,7 +80,7 @@ pub enum SimOp {
 }
 
 /// What survives of one unflushed write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survival {
     /// Nothing.
     Lost,
@@ -221,14 +221,9 @@ impl SimDisk {
         self.trace.take().unwrap_or_default()
     }
 
-    /// Returns how many writes are not yet durable.
-    pub fn unflushed_count(&self) -> usize {
-        self.unflushed.len()
-    }
-
-    /// Returns the sectors of each write that is not yet durable, oldest first.
-    pub fn unflushed_sectors(&self) -> Vec<usize> {
-        self.unflushed.iter().map(|write| write.data.len() / SECTOR_BYTES).collect()
+    /// Returns place and sectors of each write that is not yet durable, oldest first.
+    pub fn unflushed(&self) -> Vec<(Area, u64, usize)> {
+        self.unflushed.iter().map(|write| (write.area, write.offset, write.data.len() / SECTOR_BYTES)).collect()
     }
 
     /// Flips one bit of the medium, behind everyone's back: rot.

@@ -18,6 +18,8 @@ pub(crate) struct Row {
     pub used_bytes: u32,
     /// Reads in flight: the segment is not recycled under them.
     pub reads: u32,
+    /// Whether its head is durable: only then may its predecessor go.
+    pub is_durable: bool,
 }
 
 /// All segments of a disk.
@@ -36,7 +38,7 @@ impl SegmentTable {
 
     /// Adds a segment that exists.
     pub fn insert(&mut self, segment: SegmentIndex, generation: Generation, state: SegmentState, used_bytes: u32) {
-        self.rows.insert(segment, Row { generation, state, used_bytes, reads: 0 });
+        self.rows.insert(segment, Row { generation, state, used_bytes, reads: 0, is_durable: true });
         if state == SegmentState::Free {
             self.free.push_back(segment);
         }
@@ -85,8 +87,8 @@ impl SegmentTable {
             return None;
         }
         let unused = (0..self.count_max).map(SegmentIndex).find(|segment| !self.rows.contains_key(segment))?;
-        let row = Row { generation: Generation(0), state: SegmentState::Creating, used_bytes: 0, reads: 0 };
-        self.rows.insert(unused, row);
+        let (generation, state) = (Generation(0), SegmentState::Creating);
+        self.rows.insert(unused, Row { generation, state, used_bytes: 0, reads: 0, is_durable: false });
         self.creating += 1;
         Some(unused)
     }
@@ -133,10 +135,12 @@ impl SegmentTable {
         }
     }
 
-    /// Returns whether the segment is the newest of its stream: its successor may still need it.
+    /// Returns whether the segment is the newest of its stream as far as the disk knows: recovery
+    /// finds the stream's end by it.
     pub fn is_newest(&self, stream: Stream, generation: Generation) -> bool {
         !self.rows.values().any(|row| {
             row.generation > generation
+                && row.is_durable
                 && matches!(row.state, SegmentState::Open(of) | SegmentState::Sealed(of) if of == stream)
         })
     }

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 pub const SEGMENT_BYTES: u32 = 64 << 10;
 pub const SEGMENTS: u32 = 7;
+/// Of how many unflushed writes every subset is tried; older ones survive.
+pub const SUBSET_WRITES_MAX: usize = 6;
 pub const IDENTITY: DiskIdentity =
     DiskIdentity { cluster: ClusterId(7), disk: DiskId(0xd15c), incarnation: Incarnation(3) };
 
@@ -144,6 +146,8 @@ pub struct World {
     reads: BTreeMap<ReadToken, Sequence>,
     next_token: u64,
     mount: u32,
+    /// Crash states still to be tried, where every moment of the disk's trace is taken apart.
+    pub states_left: u64,
     pub counts: BTreeMap<&'static str, u64>,
 }
 
@@ -171,6 +175,7 @@ impl World {
             reads: BTreeMap::new(),
             next_token: 0,
             mount: 0,
+            states_left: 0,
             counts: BTreeMap::new(),
         };
         world.recover()?;
@@ -251,7 +256,88 @@ impl World {
         for completion in completions {
             journal.handle_completion(self.now, completion);
         }
+        if self.states_left > 0 {
+            // Before the events: what the disk did in this turn had not been told by then.
+            self.take_apart()?;
+        }
         self.events()
+    }
+
+    /// The same promises on another disk.
+    fn fork(&self, disk: SimDisk) -> World {
+        World {
+            disk: Some(disk),
+            journal: None,
+            now: self.now,
+            chance: Chance::new(self.states_left),
+            records: self.records.clone(),
+            gone: self.gone.clone(),
+            released: self.released.clone(),
+            releasing: self.releasing.clone(),
+            checkpoint: self.checkpoint.clone(),
+            checkpoint_asked: self.checkpoint_asked.clone(),
+            reads: BTreeMap::new(),
+            next_token: 0,
+            // Updates of the boot counter may be among what is lost.
+            mount: 0,
+            states_left: 0,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Tries the crash states of each moment since the last call: every subset of the last writes
+    /// that are not flushed, and the newest survivor torn.
+    pub fn take_apart(&mut self) -> Checked<()> {
+        let disk = self.disk.as_mut().unwrap();
+        let moments = disk.take_trace();
+        disk.start_trace();
+        for moment in moments {
+            let sectors: Vec<_> = moment.unflushed().iter().map(|(_, _, sectors)| *sectors).collect();
+            let counted = sectors.len().min(SUBSET_WRITES_MAX);
+            for subset in 0..1u32 << counted {
+                let whole = |index: usize| {
+                    index + counted < sectors.len() || subset >> (index + counted - sectors.len()) & 1 == 1
+                };
+                let survivals: Vec<_> = (0..sectors.len())
+                    .map(|index| if whole(index) { sim::Survival::Whole } else { sim::Survival::Lost })
+                    .collect();
+                self.try_state(&moment, &survivals)?;
+                let Some(newest) = (0..sectors.len()).rev().find(|index| whole(*index)) else { continue };
+                for torn in [1, sectors[newest] / 2, sectors[newest] - 1] {
+                    let mut survivals = survivals.clone();
+                    survivals[newest] = sim::Survival::Head(torn);
+                    self.try_state(&moment, &survivals)?;
+                    survivals[newest] = sim::Survival::Tail(torn);
+                    self.try_state(&moment, &survivals)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Crashes to this state, recovers, writes a little, crashes again with nothing lost and with
+    /// everything lost, recovers again.
+    fn try_state(&mut self, moment: &SimDisk, survivals: &[sim::Survival]) -> Checked<()> {
+        if self.states_left == 0 {
+            return Ok(());
+        }
+        self.states_left -= 1;
+        let mut disk = moment.clone();
+        disk.crash_with(survivals);
+        let mut fork = self.fork(disk);
+        let again = |fork: &mut World, kept: bool| {
+            fork.recover()?;
+            fork.append(0, 10, 0, true)?;
+            fork.turn()?;
+            fork.journal = None;
+            fork.disk.as_mut().unwrap().crash_with(if kept { &[sim::Survival::Whole; 8] } else { &[] });
+            fork.recover()
+        };
+        let kept = self.states_left.is_multiple_of(2);
+        again(&mut fork, kept)
+            .map_err(|why| format!("crash state {survivals:?} of {:?}: {why}", moment.unflushed()))?;
+        self.count("state");
+        Ok(())
     }
 
     fn events(&mut self) -> Checked<()> {
@@ -452,7 +538,7 @@ impl World {
         self.mount = mount;
         (self.journal, self.disk) = (Some(journal), Some(disk));
         self.count("recovery");
-        Ok(())
+        if self.states_left > 0 { self.take_apart() } else { Ok(()) }
     }
 
     fn check_checkpoint(&mut self, recovery: &Recovery<SimDisk>) -> Checked<()> {
