@@ -174,7 +174,7 @@ impl Channel {
             }
             Ok(())
         };
-        let (used, progress) = session.open(&mut incoming[*start..*end], output, &mut sink)?;
+        let (used, progress) = session.open(&mut incoming[*start..*end], output, &mut sink);
         *start += used;
         if *start == *end {
             (*start, *end) = (0, 0);
@@ -183,7 +183,7 @@ impl Channel {
             incoming.copy_within(*start..*end, 0);
             (*start, *end) = (0, *end - *start);
         }
-        Ok(progress)
+        progress
     }
 
     /// Returns whether another frame may be pushed.

@@ -18,7 +18,7 @@ use crate::session::Session;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId};
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -53,6 +53,7 @@ struct PeerLanes {
     peer: Peer,
     small: Arc<LaneSlot>,
     bulk: [Arc<LaneSlot>; BULK_CONNECTIONS],
+    turn: AtomicUsize,
     counters: Arc<PeerCounters>,
 }
 
@@ -230,7 +231,13 @@ impl Link for TlsLink {
 impl PeerLanes {
     fn new(peer: Peer, counters: Arc<PeerCounters>) -> Self {
         let slot = |lane| Arc::new(LaneSlot { lane, state: Mutex::new(LaneState::Idle), changed: Notify::new() });
-        PeerLanes { peer, small: slot(Lane::Small), bulk: std::array::from_fn(|_| slot(Lane::Bulk)), counters }
+        PeerLanes {
+            peer,
+            small: slot(Lane::Small),
+            bulk: std::array::from_fn(|_| slot(Lane::Bulk)),
+            turn: AtomicUsize::new(0),
+            counters,
+        }
     }
 
     /// Chooses the connection: disks' requests and large payloads take the bulk connection with the
@@ -239,7 +246,10 @@ impl PeerLanes {
         if method != Method::Storage && payload_bytes <= SMALL_PAYLOAD_BYTES_MAX {
             return &self.small;
         }
-        self.bulk.iter().min_by_key(|slot| slot.load()).expect("there is at least one bulk connection")
+        // Among equals the turn decides.
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let slots = (0..BULK_CONNECTIONS).map(|offset| &self.bulk[(turn + offset) % BULK_CONNECTIONS]);
+        slots.min_by_key(|slot| slot.load()).expect("there is at least one bulk connection")
     }
 }
 
@@ -296,13 +306,12 @@ impl LaneSlot {
         Look::Connect { attempts }
     }
 
-    /// Orders the bulk connections: an open one by its queue, one that is still to be made first, so
-    /// that both come into use, one that fails last.
+    /// Orders the bulk connections: an open one by its queue, one that is still to be made before that,
+    /// so that all come into use, one that fails last.
     fn load(&self) -> usize {
         match &*self.lock() {
             LaneState::Ready(connection) => connection.load(),
-            LaneState::Idle => 0,
-            LaneState::Connecting => 1,
+            LaneState::Idle | LaneState::Connecting => 0,
             LaneState::Backoff { .. } => usize::MAX,
         }
     }

@@ -110,15 +110,16 @@ impl Session {
     }
 
     /// Opens all whole records of `incoming`, hands their plaintext to `sink` and appends handshake
-    /// records to `output`. Returns how many bytes of `incoming` are used up.
+    /// records to `output`. Returns how many bytes of `incoming` are used up, and what comes next.
     ///
-    /// After an error `output` may hold an alert that is worth sending.
+    /// After an error `output` may hold an alert that is worth sending; where only `sink` failed, the
+    /// remaining records are opened and dropped, so that the session can still send.
     pub(crate) fn open(
         &mut self,
         incoming: &mut [u8],
         output: &mut Output,
         sink: &mut dyn FnMut(&[u8]) -> Result<(), TransportError>,
-    ) -> Result<(usize, Progress), TransportError> {
+    ) -> (usize, Result<Progress, TransportError>) {
         match self {
             Session::Client(session) => open(&mut **session, incoming, output, sink),
             Session::Server(session) => open(&mut **session, incoming, output, sink),
@@ -154,28 +155,34 @@ fn open<R: Records>(
     incoming: &mut [u8],
     output: &mut Output,
     sink: &mut dyn FnMut(&[u8]) -> Result<(), TransportError>,
-) -> Result<(usize, Progress), TransportError> {
+) -> (usize, Result<Progress, TransportError>) {
     let mut used = 0;
     let mut failure = None;
+    let mut broken = false;
     loop {
         let UnbufferedStatus { mut discard, state } = records.process(&mut incoming[used..]);
         let progress = match state {
             // rustls queues an alert behind an error: fetch it before giving up.
-            Err(error) if failure.is_none() => {
-                failure = Some(TransportError::Tls(error));
+            Err(error) => {
+                let error = failure.take().unwrap_or(TransportError::Tls(error));
+                if std::mem::replace(&mut broken, true) {
+                    return (used, Err(error));
+                }
+                failure = Some(error);
                 None
             }
-            Err(error) => return Err(failure.unwrap_or(TransportError::Tls(error))),
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(record) = traffic.next_record() {
-                    let record = record?;
-                    discard += record.discard;
-                    sink(record.payload)?;
+                    let taken = record.map_err(TransportError::Tls).and_then(|record| {
+                        discard += record.discard;
+                        if failure.is_none() { sink(record.payload) } else { Ok(()) }
+                    });
+                    failure = failure.or(taken.err());
                 }
                 None
             }
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                encode(|room| data.encode(room), output)?;
+                encode(|room| data.encode(room), output);
                 None
             }
             Ok(ConnectionState::TransmitTlsData(data)) => {
@@ -185,28 +192,25 @@ fn open<R: Records>(
             Ok(ConnectionState::BlockedHandshake) => Some(Progress::Handshake),
             Ok(ConnectionState::WriteTraffic(_)) => Some(Progress::Open),
             Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Some(Progress::PeerClosed),
-            Ok(_) => return Err(TransportError::Closed("early data is not spoken")),
+            Ok(_) => return (used, Err(TransportError::Closed("early data is not spoken"))),
         };
         used += discard;
         if let Some(progress) = progress {
-            return failure.map_or(Ok((used, progress)), Err);
+            return (used, failure.map_or(Ok(progress), Err));
         }
     }
 }
 
-fn encode(
-    mut write: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
-    output: &mut Output,
-) -> Result<(), TransportError> {
+fn encode(mut write: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>, output: &mut Output) {
     let mut count = RECORD_BYTES_MAX;
     loop {
         match write(output.room(count)) {
             Ok(written) => {
                 output.end += written;
-                return Ok(());
+                return;
             }
             Err(EncodeError::InsufficientSize(error)) => count = error.required_size,
-            Err(EncodeError::AlreadyEncoded) => return Ok(()),
+            Err(EncodeError::AlreadyEncoded) => return,
         }
     }
 }
@@ -223,7 +227,7 @@ fn seal<R: Records>(
             return Err(TransportError::Closed("records were left unopened"));
         }
         match state? {
-            ConnectionState::EncodeTlsData(mut data) => encode(|room| data.encode(room), output)?,
+            ConnectionState::EncodeTlsData(mut data) => encode(|room| data.encode(room), output),
             ConnectionState::TransmitTlsData(data) => data.done(),
             ConnectionState::PeerClosed => {}
             ConnectionState::WriteTraffic(mut traffic) => {

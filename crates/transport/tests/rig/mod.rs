@@ -1,6 +1,8 @@
 //! What the tests share: a cluster authority, nodes with certificates, services that misbehave to order.
 #![allow(dead_code)]
 
+pub mod raw;
+
 use bytes::Bytes;
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId, Role};
 use plinth_transport::{
