@@ -10,10 +10,11 @@ use super::store::{Batch, Cursor, FAMILIES, Family, KeyRange, Store, View};
 use librocksdb_sys as ffi;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    AsRawPtr, BlockBasedOptions, Cache, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DBCompressionType,
-    DBRawIteratorWithThreadMode, DBWithThreadMode, FlushOptions, Options, ReadOptions, ReadTier, SingleThreaded,
-    SnapshotWithThreadMode, WriteBatch, WriteBufferManager, WriteOptions,
+    AsRawPtr, BlockBasedOptions, Cache, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRawIterator, FlushOptions, Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteBufferManager,
+    WriteOptions,
 };
+use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -42,8 +43,6 @@ const INFO_LOG_BYTES: usize = 1 << 20;
 /// Checksum bytes per row in memtables and cached blocks.
 const PROTECTION_BYTES: u8 = 8;
 
-type Db = DBWithThreadMode<SingleThreaded>;
-
 /// Cache and write buffers that the databases of a process share. Cheap to clone.
 #[derive(Clone)]
 pub struct RocksMemory {
@@ -69,7 +68,7 @@ impl Default for RocksMemory {
 
 /// The rows of one shard replica in one folder.
 pub struct RocksStore {
-    db: Db,
+    db: DB,
     write: WriteOptions,
     failed: AtomicBool,
 }
@@ -84,7 +83,7 @@ impl RocksStore {
         let options = database_options(memory);
         let families =
             Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, memory)));
-        let db = Db::open_cf_descriptors(&options, folder, families).map_err(failure)?;
+        let db = DB::open_cf_descriptors(&options, folder, families).map_err(failure)?;
         Ok(RocksStore::around(db))
     }
 
@@ -93,11 +92,11 @@ impl RocksStore {
         let families =
             Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &memory)));
         let db =
-            Db::open_cf_descriptors_read_only(&database_options(&memory), folder, families, false).map_err(failure)?;
+            DB::open_cf_descriptors_read_only(&database_options(&memory), folder, families, false).map_err(failure)?;
         Ok(RocksStore::around(db))
     }
 
-    fn around(db: Db) -> Self {
+    fn around(db: DB) -> Self {
         let mut write = WriteOptions::default();
         write.disable_wal(true);
         RocksStore { db, write, failed: AtomicBool::new(false) }
@@ -232,26 +231,27 @@ impl Store for RocksStore {
     }
 
     fn verify(&self) -> Result<(), StateError> {
-        let view = self.view();
-        for family in Family::ALL {
-            let mut options = ReadOptions::default();
-            options.fill_cache(false);
-            options.set_verify_checksums(true);
-            let mut rows = view.snapshot.raw_iterator_cf_opt(self.family(family), options);
-            rows.seek_to_first();
-            while rows.valid() {
-                rows.next();
-            }
-            rows.status().map_err(failure)?;
+        let mut error: *mut c_char = std::ptr::null_mut();
+        // SAFETY: the database is open as long as `self.db` lives; the call reads its files and
+        // leaves either a null pointer or a C string of its own.
+        unsafe { ffi::rocksdb_verify_checksum(self.db.as_raw_ptr(), &mut error) };
+        if error.is_null() {
+            return Ok(());
         }
-        Ok(())
+        // SAFETY: not null, so it is the C string described above, and it is freed once, behind the copy.
+        let text = unsafe {
+            let text = CStr::from_ptr(error).to_string_lossy().into_owned();
+            ffi::rocksdb_free(error.cast());
+            text
+        };
+        Err(StateError::Database(text))
     }
 }
 
 /// The rows of one moment.
 pub struct RocksView<'a> {
     store: &'a RocksStore,
-    snapshot: SnapshotWithThreadMode<'a, Db>,
+    snapshot: Snapshot<'a>,
 }
 
 impl View for RocksView<'_> {
@@ -279,7 +279,7 @@ impl View for RocksView<'_> {
 
 /// A walk over one family's rows.
 pub struct RocksCursor<'a> {
-    rows: DBRawIteratorWithThreadMode<'a, Db>,
+    rows: DBRawIterator<'a>,
 }
 
 impl RocksCursor<'_> {
