@@ -24,6 +24,8 @@ BIG_BYTES = 1024 * MIB if FULL else 64 * MIB
 SIZES = [0, 1, 4096, 4097, 65492, 65536, 1 * MIB, 1 * MIB + 1, 5 * MIB, 13 * MIB + 7]
 # Programs of PyPI packages lie beside the interpreter of the virtual environment.
 PROGRAMS = pathlib.Path(sys.executable).parent
+# Of a line in the table; the whole of it is printed at the end.
+REASON_CHARACTERS_MAX = 240
 PROGRAM_SECONDS_MAX = 900 if FULL else 180
 
 
@@ -144,6 +146,7 @@ class Result(unittest.TextTestResult):
 
     def row(self, test, outcome, reason=""):
         seconds = time.monotonic() - self.began
+        reason = reason[:REASON_CHARACTERS_MAX]
         # What went wrong for a whole class arrives as a holder: "setUpClass (test_rust.AwsSdkS3)".
         holder = getattr(test, "description", "").rstrip(")").split(".")[-1]
         client = getattr(test, "client", None) or holder or type(test).__name__

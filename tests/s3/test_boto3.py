@@ -38,6 +38,12 @@ def crc(body, bits, polynomial):
     return value ^ ones
 
 
+def spoiled(link):
+    """The same link with another first digit in its signature."""
+    before, after = link.split("X-Amz-Signature=")
+    return f"{before}X-Amz-Signature={'1' if after[0] == '0' else '0'}{after[1:]}"
+
+
 class Boto3(ClientTest):
     client = "boto3 1.44.5"
 
@@ -54,6 +60,8 @@ class Boto3(ClientTest):
             config=Config(s3={"addressing_style": "path"}, retries={"mode": "standard", "max_attempts": 3}, **options),
         )
         cls.api = cls.client_of()
+        # Presigning defaults to the old signature in some regions.
+        cls.signer = cls.client_of(signature_version="s3v4")
 
     def refused(self, code, call, **arguments):
         with self.assertRaises(ClientError) as caught:
@@ -129,15 +137,15 @@ class Boto3(ClientTest):
     def test_presigned_links_work_without_credentials(self):
         bucket = self.bucket("link")
         body = self.body(70_000)
-        put = self.api.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "a b"}, ExpiresIn=60)
+        put = self.signer.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "a b"}, ExpiresIn=60)
         request = urllib.request.Request(put, data=body, method="PUT")
         with urllib.request.urlopen(request, timeout=30) as answer:
             self.assertEqual(answer.status, 200)
-        get = self.api.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "a b"}, ExpiresIn=60)
+        get = self.signer.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "a b"}, ExpiresIn=60)
         with urllib.request.urlopen(get, timeout=30) as answer:
             self.assertEqual(answer.read(), body)
         with self.assertRaises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(get.replace("Signature=", "Signature=0"), timeout=30)
+            urllib.request.urlopen(spoiled(get), timeout=30)
         self.assertEqual(caught.exception.code, 403)
 
     def test_ranges_are_exact(self):

@@ -77,12 +77,15 @@ class S3:
             raise Unknown(f"{method} {path}: {last} after an attempt without answer")
         raise last
 
-    def once(self, method, path, query, body, headers):
+    def once(self, method, path, query, body, headers, unsigned=()):
+        """One attempt. `path` and `query` are encoded; `unsigned` headers are added, or put in place, behind the signature."""
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        payload = "UNSIGNED-PAYLOAD" if body else EMPTY_SHA256
+        payload = headers.get("x-amz-content-sha256") or ("UNSIGNED-PAYLOAD" if body else EMPTY_SHA256)
+        now = headers.get("x-amz-date", now)
         signed = {"host": self.host, "x-amz-content-sha256": payload, "x-amz-date": now}
         signed.update({name.lower(): value for name, value in headers.items()})
         signed["authorization"] = self.authorization(method, path, query, signed, payload, now)
+        signed.update(unsigned)
         if self.connection is None:
             self.connection = http.client.HTTPConnection(self.host, timeout=REQUEST_SECONDS_MAX)
         target = f"{path}?{query}" if query else path
