@@ -165,6 +165,7 @@ async fn keep_map_fresh(inner: Weak<Inner>) {
         };
         tokio::time::sleep(pause).await;
         let Some(inner) = inner.upgrade() else { return };
+        inner.pool.trim();
         if let Err(failure) = (Client { inner }).refresh_map().await {
             tracing::debug!(%failure, "map not refreshed");
         }

@@ -14,7 +14,7 @@ pub const WRITE_BYTES_MAX: usize = 288 << 20;
 /// Default of [`ClientConfig::read_bytes_max`].
 pub const READ_BYTES_MAX: usize = 128 << 20;
 /// Default of [`ClientConfig::pool_bytes_max`].
-pub const POOL_BYTES_MAX: usize = 64 << 20;
+pub const POOL_BYTES_MAX: usize = WRITE_BYTES_MAX;
 /// Bytes of fragments that all rebuilds of the client may hold as inputs; further ones wait.
 pub const REBUILD_BYTES_MAX: usize = 64 << 20;
 /// Most stripes of one object on their way to the disks, beside the one that is being filled.
@@ -49,7 +49,8 @@ pub struct ClientConfig {
     pub write_bytes_max: usize,
     /// Bytes that all readers of the client may hold or have asked for; further ones wait.
     pub read_bytes_max: usize,
-    /// Bytes of idle buffers that are kept for the next stripe.
+    /// Bytes of buffers, in use and idle, above which none is kept for the next stripe. Less than
+    /// `write_bytes_max` costs page faults under load: three times the processor time of large puts.
     pub pool_bytes_max: usize,
     /// Age at which a deferred delete is carried out: the retention of deleted data.
     pub deferred_delete_after: Duration,

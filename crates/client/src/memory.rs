@@ -75,17 +75,35 @@ const CLASS_BITS_MIN: u32 = 13;
 const CLASS_BITS_MAX: u32 = 22;
 const CLASSES: usize = (CLASS_BITS_MAX - CLASS_BITS_MIN + 1) as usize;
 
-/// Idle buffers by power-of-two capacity.
+/// Buffers by power-of-two capacity, kept for the next taker.
 pub(crate) struct Pool {
-    classes: [Mutex<Vec<AlignedBuf>>; CLASSES],
-    idle_bytes: AtomicUsize,
-    idle_bytes_max: usize,
+    classes: [Mutex<Class>; CLASSES],
+    /// Bytes of all pooled buffers, idle and out.
+    bytes: AtomicUsize,
+    /// Above this, idle buffers make room for new ones, and returned ones are freed.
+    bytes_max: usize,
+}
+
+/// The idle buffers of one capacity.
+#[derive(Default)]
+struct Class {
+    idle: Vec<AlignedBuf>,
+    /// Fewest idle buffers since the last trim: so many were not needed.
+    low: usize,
+}
+
+impl Class {
+    fn pop(&mut self) -> Option<AlignedBuf> {
+        let found = self.idle.pop();
+        self.low = self.low.min(self.idle.len());
+        found
+    }
 }
 
 impl Pool {
-    pub(crate) fn new(idle_bytes_max: usize) -> Arc<Self> {
+    pub(crate) fn new(bytes_max: usize) -> Arc<Self> {
         let classes = std::array::from_fn(|_| Mutex::default());
-        Arc::new(Pool { classes, idle_bytes: AtomicUsize::new(0), idle_bytes_max })
+        Arc::new(Pool { classes, bytes: AtomicUsize::new(0), bytes_max })
     }
 
     /// Returns the class whose buffers hold `bytes`, where there is one.
@@ -102,26 +120,55 @@ impl Pool {
     /// Returns a buffer of `bytes`. **Its content is arbitrary**: whoever takes it writes all of it.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Buffer {
         let class = Self::class(bytes);
-        let mut idle = class.and_then(|class| self.lock(class).pop());
-        if let Some(found) = &idle {
-            self.idle_bytes.fetch_sub(found.capacity(), Relaxed);
-        }
-        let mut memory = idle.take().unwrap_or_else(|| AlignedBuf::zeroed(Self::capacity(bytes)));
+        let idle = class.and_then(|class| self.lock(class).pop());
+        let mut memory = idle.unwrap_or_else(|| {
+            let capacity = Self::capacity(bytes);
+            if class.is_some() {
+                self.make_room(capacity);
+                self.bytes.fetch_add(capacity, Relaxed);
+            }
+            AlignedBuf::zeroed(capacity)
+        });
         memory.set_len(bytes);
         Buffer { memory: Some(memory), pool: self.clone() }
+    }
+
+    /// Frees idle buffers, large ones first, until `capacity` more bytes fit or none is idle.
+    fn make_room(&self, capacity: usize) {
+        for class in (0..CLASSES).rev() {
+            while self.bytes.load(Relaxed) + capacity > self.bytes_max {
+                let Some(freed) = self.lock(class).pop() else { break };
+                self.bytes.fetch_sub(freed.capacity(), Relaxed);
+            }
+        }
     }
 
     fn give_back(&self, memory: AlignedBuf) {
         let capacity = memory.capacity();
         let Some(class) = Self::class(capacity).filter(|_| capacity.is_power_of_two()) else { return };
-        if self.idle_bytes.fetch_add(capacity, Relaxed) + capacity > self.idle_bytes_max {
-            self.idle_bytes.fetch_sub(capacity, Relaxed);
+        if self.bytes.load(Relaxed) > self.bytes_max {
+            self.bytes.fetch_sub(capacity, Relaxed);
             return;
         }
-        self.lock(class).push(memory);
+        self.lock(class).idle.push(memory);
     }
 
-    fn lock(&self, class: usize) -> MutexGuard<'_, Vec<AlignedBuf>> {
+    /// Frees a quarter of the buffers that nobody needed since the last trim.
+    pub(crate) fn trim(&self) {
+        for class in 0..CLASSES {
+            let freed: Vec<AlignedBuf> = {
+                let mut class = self.lock(class);
+                let count = class.low.div_ceil(4);
+                let keep = class.idle.len() - count;
+                let freed = class.idle.split_off(keep);
+                class.low = class.idle.len();
+                freed
+            };
+            self.bytes.fetch_sub(freed.iter().map(AlignedBuf::capacity).sum(), Relaxed);
+        }
+    }
+
+    fn lock(&self, class: usize) -> MutexGuard<'_, Class> {
         self.classes[class].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -180,8 +227,12 @@ impl Drop for Buffer {
 mod tests {
     use super::*;
 
+    fn idle(pool: &Pool) -> usize {
+        (0..CLASSES).map(|class| pool.lock(class).idle.iter().map(AlignedBuf::capacity).sum::<usize>()).sum()
+    }
+
     #[test]
-    fn buffers_come_back_and_the_idle_ones_are_bounded() {
+    fn buffers_come_back_and_are_bounded() {
         let pool = Pool::new(3 << 20);
         let first = pool.take(1_000_000);
         assert_eq!((first.len(), Pool::capacity(1_000_000)), (1_000_000, 1 << 20));
@@ -189,14 +240,27 @@ mod tests {
         drop(first.freeze());
         assert_eq!(pool.take(600_000).as_ptr(), place);
         drop((0..5).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
-        assert_eq!(pool.idle_bytes.load(Relaxed), 3 << 20);
+        assert_eq!((idle(&pool), pool.bytes.load(Relaxed)), (3 << 20, 3 << 20));
+        let small = pool.take(100_000);
+        assert_eq!((idle(&pool), pool.bytes.load(Relaxed)), (2 << 20, (2 << 20) + (1 << 17)), "room was made");
+        drop(small);
+    }
+
+    #[test]
+    fn buffers_that_nobody_needs_are_freed_over_time() {
+        let pool = Pool::new(8 << 20);
+        drop((0..8).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
+        pool.trim();
+        assert_eq!(idle(&pool), 8 << 20, "they were needed since the last trim");
+        (0..40).for_each(|_| pool.trim());
+        assert_eq!((idle(&pool), pool.bytes.load(Relaxed)), (0, 0));
     }
 
     #[test]
     fn small_and_huge_buffers_are_not_kept() {
         let pool = Pool::new(64 << 20);
         drop((pool.take(4096), pool.take(5 << 20)));
-        assert_eq!(pool.idle_bytes.load(Relaxed), 0);
+        assert_eq!((idle(&pool), pool.bytes.load(Relaxed)), (0, 0));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use super::reply_bytes;
 use bytes::Bytes;
+use plinth_protocol::buffer::{AlignedBuf, is_block_aligned};
 use plinth_protocol::frame::{FRAME_BYTES, fragment_bytes, verify_frames};
 use plinth_protocol::storage::{DeletedFragments, StorageAction, StorageReply, StorageRequest};
 use plinth_protocol::stripe::FragmentHeader;
@@ -36,8 +37,8 @@ pub struct FakeDisk {
     pub reads: AtomicUsize,
     /// Frames that were read.
     pub frames: AtomicUsize,
-    /// Whether puts keep the sender's memory instead of a copy, for measurements.
-    pub shares: AtomicBool,
+    /// Acknowledges puts and forgets them, for measurements of the sender alone.
+    pub forgets: AtomicBool,
 }
 
 impl FakeDisk {
@@ -50,7 +51,7 @@ impl FakeDisk {
             puts: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             frames: AtomicUsize::new(0),
-            shares: AtomicBool::new(false),
+            forgets: AtomicBool::new(false),
         }
     }
 
@@ -127,17 +128,16 @@ impl FakeDisk {
         let fragment = header.fragment;
         assert_eq!(fragment.stripe, header.stripe.stripe);
         assert!(header.owner.is_some(), "fragments describe themselves");
-        assert!(plinth_protocol::buffer::is_block_aligned(&frames), "the disk can write the frames as they are");
+        assert!(is_block_aligned(&frames), "the disk can write the frames as they are");
         assert_eq!(frames.len(), fragment_bytes(header.stripe.fragment_payload(fragment.index)));
         assert_eq!(verify_frames(&frames, fragment, 0), Ok(()));
         self.puts.fetch_add(1, Ordering::Relaxed);
-        let kept = if self.shares.load(Ordering::Relaxed) {
-            frames
-        } else {
-            let mut copy = plinth_protocol::buffer::AlignedBuf::zeroed(frames.len());
-            copy.copy_from_slice(&frames);
-            copy.freeze()
-        };
+        if self.forgets.load(Ordering::Relaxed) {
+            return Ok(reply_bytes(&StorageReply::Stored));
+        }
+        let mut kept = AlignedBuf::zeroed(frames.len());
+        kept.copy_from_slice(&frames);
+        let kept = kept.freeze();
         self.fragments.lock().unwrap().insert(fragment, (header, kept));
         Ok(reply_bytes(&StorageReply::Stored))
     }
