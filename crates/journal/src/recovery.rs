@@ -342,16 +342,18 @@ impl<D: Disk> Recovery<D> {
                 }
                 Some(step) => {
                     let (segment, is_newest) = (current.segment, current.is_newest);
-                    self.judge(segment.segment, is_newest, step);
+                    self.judge(stream, segment.segment, is_newest, step);
                 }
             }
         }
     }
 
     /// Says whether what is missing was durable.
-    fn judge(&mut self, segment: SegmentIndex, is_newest: bool, step: Step) {
+    fn judge(&mut self, stream: Stream, segment: SegmentIndex, is_newest: bool, step: Step) {
         let damage = match step {
-            Step::Gap { from, until, after, before } if before <= self.tails.floor => {
+            Step::Gap { from, until, after, before }
+                if self.tails.counts(before) && self.tails.is_damage(stream, after, before) =>
+            {
                 Damage::Stretch { from: Position { segment, offset: from }, until, after, before: Some(before) }
             }
             Step::End { sealed: false, offset, last } if !is_newest => Damage::Stretch {
@@ -427,7 +429,7 @@ impl<D: Disk> Recovery<D> {
         let whole = self.io.read(area, u64::from(position.offset), whole).map_err(disk_error)?.freeze();
         let view = verify_record(&whole, position, generation, self.superblock.stamp)
             .map_err(|error| refuse(error.to_string()))?;
-        let entry = Entry { head: view.head, hash: 0, is_chained: false };
+        let entry = Entry { head: view.head, hash: 0 };
         Ok((recovered(&entry, whole.slice_ref(view.body)), whole.slice_ref(view.payload)))
     }
 

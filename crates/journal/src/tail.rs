@@ -38,6 +38,8 @@ pub(crate) struct Tails {
     pub void: Vec<SegmentIndex>,
     /// The last sequence known durable.
     pub floor: Sequence,
+    /// Per stream, the last sequence known durable.
+    floors: [Sequence; STREAM_COUNT],
     /// The last sequence that is kept.
     pub kept: Sequence,
     pub cut: Option<Cut>,
@@ -115,6 +117,7 @@ impl Tails {
             used,
             void: Vec::new(),
             floor: known.floor,
+            floors: known.floors,
             kept: known.floor,
             cut: None,
             ends: [None; STREAM_COUNT],
@@ -130,7 +133,7 @@ impl Tails {
         tails.drop_void_segments();
         tails.find_lost_segments(found, damage);
         for stream in Stream::ALL {
-            tails.find_end(stream, &walked[stream.index()], known.floors[stream.index()], damage);
+            tails.find_end(stream, &walked[stream.index()], damage);
         }
         tails
     }
@@ -138,6 +141,11 @@ impl Tails {
     /// Returns whether a record counts: kept, and not made void by a later mount.
     pub fn counts(&self, sequence: Sequence) -> bool {
         sequence <= self.kept && !self.voids.iter().any(|(kept, mount)| sequence > *kept && sequence < *mount)
+    }
+
+    /// Returns whether a gap in a stream hides something that was durable: it lies below a floor.
+    pub fn is_damage(&self, stream: Stream, after: Sequence, before: Sequence) -> bool {
+        before <= self.floor || after < self.floors[stream.index()]
     }
 
     /// Keeps the longest run of records above the floor without a hole.
@@ -150,10 +158,22 @@ impl Tails {
                 mounts.entry(kept).or_insert(*entry);
             }
         }
-        let above: BTreeMap<Sequence, Entry> = all()
-            .filter(|entry| entry.is_chained && entry.head.sequence > self.floor)
-            .map(|entry| (entry.head.sequence, *entry))
-            .collect();
+        let mut above = BTreeMap::new();
+        for stream in Stream::ALL {
+            for walked in &walked[stream.index()] {
+                // Behind a gap of the torn batch nothing counts; behind damage the chain begins anew.
+                let mut is_trusted = true;
+                for step in &walked.steps {
+                    match step {
+                        Step::Gap { after, before, .. } => is_trusted = self.is_damage(stream, *after, *before),
+                        Step::Record(entry) if is_trusted && entry.head.sequence > self.floor => {
+                            above.insert(entry.head.sequence, *entry);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
         loop {
             let mounted = mounts.get(&self.kept).filter(|mount| above.contains_key(&mount.head.sequence));
             let next = mounted.or_else(|| above.get(&Sequence(self.kept.0 + 1)));
@@ -203,14 +223,17 @@ impl Tails {
     }
 
     /// Finds a stream's last record, and whether it can go on behind it.
-    fn find_end(&mut self, stream: Stream, walked: &[Walked], floor: Sequence, damage: &mut Vec<Damage>) {
+    fn find_end(&mut self, stream: Stream, walked: &[Walked], damage: &mut Vec<Damage>) {
+        let floor = self.floors[stream.index()];
         let newest = self.used[stream.index()].first().map(|used| used.segment);
         let mut is_damaged = false;
         for walked in walked {
             let segment = walked.used.segment;
             for step in &walked.steps {
                 let found = match step {
-                    Step::Gap { from, until, after, before } if *before <= self.floor && self.counts(*before) => {
+                    Step::Gap { from, until, after, before }
+                        if self.counts(*before) && self.is_damage(stream, *after, *before) =>
+                    {
                         let from = Position { segment, offset: *from };
                         Damage::Stretch { from, until: *until, after: *after, before: Some(*before) }
                     }

@@ -21,8 +21,6 @@ pub(crate) struct Entry {
     pub head: Head,
     /// Chain hash of this head.
     pub hash: u64,
-    /// Whether an unbroken chain leads here from where the walk began.
-    pub is_chained: bool,
 }
 
 /// What the walk meets.
@@ -96,7 +94,6 @@ pub(crate) struct Walk {
     offset: u32,
     last: Sequence,
     chain: Option<u64>,
-    is_chained: bool,
     is_sealed: bool,
     is_finished: bool,
     /// Read ahead where the last record was small.
@@ -118,7 +115,6 @@ impl Walk {
             offset: RECORDS_START,
             last: Sequence(generation.0.saturating_sub(1)),
             chain: None,
-            is_chained: true,
             is_sealed: false,
             is_finished: false,
             ahead: true,
@@ -164,7 +160,7 @@ impl Walk {
         self.last = head.sequence;
         self.chain = Some(hash);
         self.is_sealed = head.kind == KIND_SEAL;
-        Step::Record(Entry { head, hash, is_chained: self.is_chained })
+        Step::Record(Entry { head, hash })
     }
 
     /// Returns the head at an offset where it is one of this life, newer than the last, and fits the chain.
@@ -196,7 +192,7 @@ impl Walk {
             // A block that is not readable holds no head; the first one has been told already.
             if let Ok(Some((head, _))) = self.head_at(io, offset, None) {
                 let after = self.last;
-                (self.offset, self.chain, self.is_chained) = (offset, None, false);
+                (self.offset, self.chain) = (offset, None);
                 return Step::Gap { from, until: offset, after, before: head.sequence };
             }
             offset += BLOCK_BYTES as u32;

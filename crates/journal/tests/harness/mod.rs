@@ -292,6 +292,10 @@ impl World {
         let moments = disk.take_trace();
         disk.start_trace();
         for moment in moments {
+            // One moment in three, so that the states are spread over the whole run.
+            if self.chance.below(3) > 0 {
+                continue;
+            }
             let sectors: Vec<_> = moment.unflushed().iter().map(|(_, _, sectors)| *sectors).collect();
             let counted = sectors.len().min(SUBSET_WRITES_MAX);
             for subset in 0..1u32 << counted {
@@ -557,6 +561,10 @@ impl World {
         skipped: Sequence,
     ) -> Checked<()> {
         let releasing = std::mem::take(&mut self.releasing);
+        if skipped > Sequence(0) {
+            // Whether these releases have happened shows only to a recovery that skips nothing.
+            self.releasing = releasing.clone();
+        }
         let mut hole = None;
         let mut lost = Vec::new();
         for (sequence, record) in &self.records {
