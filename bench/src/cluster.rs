@@ -39,9 +39,10 @@ impl Cluster {
     ///
     /// # Errors
     /// When a command fails, a node ends or readiness does not come within a minute.
-    pub async fn start(plinth: &Path, folder: &Path) -> Result<Cluster, String> {
+    pub async fn start(plinth: &Path, folder: &Path, base_port: u16) -> Result<Cluster, String> {
         let found = Command::new(plinth)
-            .args(["init", "cluster", "--meta", "3", "--storage", "6", "--gateway", "1", "--output", "json", "--dir"])
+            .args(["init", "cluster", "--meta", "3", "--storage", "6", "--gateway", "1", "--output", "json"])
+            .args(["--base-port", &base_port.to_string(), "--dir"])
             .arg(folder)
             .output()
             .map_err(|error| format!("{}: {error}", plinth.display()))?;

@@ -31,6 +31,9 @@ pub struct TableOptions {
     /// Where the cluster lives meanwhile; must not exist. A folder beside the program unless told.
     #[arg(long)]
     pub dir: Option<PathBuf>,
+    /// First port of the cluster.
+    #[arg(long, default_value_t = 19_100)]
+    pub base_port: u16,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 8)]
     pub seconds: u64,
@@ -120,7 +123,7 @@ pub async fn table(mut options: TableOptions) -> Result<(), String> {
     }
     let beside = options.plinth.parent().unwrap_or(Path::new(".")).join(format!("bench-{}", std::process::id()));
     let folder = options.dir.clone().unwrap_or(beside);
-    let mut cluster = Cluster::start(&options.plinth, &folder).await?;
+    let mut cluster = Cluster::start(&options.plinth, &folder, options.base_port).await?;
     if options.keep {
         cluster.keep_folder();
     }
