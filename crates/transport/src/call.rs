@@ -62,6 +62,14 @@ pub struct Peer {
     pub address: String,
 }
 
+impl Peer {
+    /// Whoever of the cluster answers at the address. Only a node whose one role is `Admin` may dial
+    /// this way: an operator's tool that knows an address and nothing else yet.
+    pub fn at(address: impl Into<String>) -> Self {
+        Peer { node: NodeId(0), incarnation: None, address: address.into() }
+    }
+}
+
 /// A call that leaves.
 #[derive(Debug, Clone)]
 pub struct Call {

@@ -9,7 +9,7 @@ use crate::call::Identity;
 use crate::channel::Channel;
 use crate::error::TransportError;
 use crate::name::NodeName;
-use plinth_protocol::{ClusterId, Incarnation, NodeId};
+use plinth_protocol::{ClusterId, Incarnation, NodeId, Role};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -45,6 +45,7 @@ impl Credentials {
             roots.add(authority)?;
         }
         let roots = Arc::new(roots);
+        let any_node = certificate.roles() == [Role::Admin];
         let provider = provider();
         let chain = certificate.chain.clone();
         let key = || {
@@ -52,7 +53,7 @@ impl Credentials {
                 .map_err(|error| TransportError::Certificate(format!("private key: {error}")))
         };
         let verifier =
-            NodeVerifier { trust: Trust::Roots(roots.clone()), cluster: Some(certificate.cluster()), any_node: false };
+            NodeVerifier { trust: Trust::Roots(roots.clone()), cluster: Some(certificate.cluster()), any_node };
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -156,7 +157,8 @@ struct NodeVerifier {
     trust: Trust,
     /// The cluster that must be named, where it is known.
     cluster: Option<ClusterId>,
-    /// A joining node knows no node ids; everyone else insists on the one that was dialled.
+    /// Whether node 0 stands for every node: for joining nodes and operators' tools, which know an
+    /// address and no node ids. Everyone else insists on the node that was dialled.
     any_node: bool,
 }
 
@@ -194,7 +196,8 @@ impl ServerCertVerifier for NodeVerifier {
         if self.cluster.is_some_and(|cluster| cluster != name.cluster) {
             return Err(rustls::Error::General(format!("peer belongs to cluster {}", name.cluster)));
         }
-        if !self.any_node && *server_name != name_of(name.node) {
+        let any = self.any_node && *server_name == name_of(NodeId(0));
+        if !any && *server_name != name_of(name.node) {
             return Err(rustls::Error::General(format!("peer is node {}, not the one that was dialled", name.node)));
         }
         Ok(ServerCertVerified::assertion())

@@ -76,12 +76,15 @@ record! {
     /// The first frame of each side. Node and roles are proved by the certificate; a hello that
     /// claims another node is refused.
     pub struct Hello {
+        /// The conversation's version: [`HELLO_VERSION`].
         1 => version: u32,
+        /// The cluster that the sender belongs to, 0 for a joining node that does not know it.
         2 => cluster: ClusterId,
         /// The sender's node id, 0 for one that joins.
         3 => node: NodeId,
         /// The sender's incarnation, 0 for one that joins.
         4 => incarnation: Incarnation,
+        /// What the connection is for.
         5 => lane: Lane,
         /// The incarnation that the sender means to talk to, where it knows it.
         6 => peer_incarnation: Option<Incarnation>,

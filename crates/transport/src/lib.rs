@@ -12,6 +12,9 @@
 //! Read [`frame`] for the bytes, `session` for TLS, `channel` for how bytes become frames, `link` and
 //! `caller` for the calling side, `server` and `serving` for the serving side.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 pub mod authority;
 mod budget;
 mod call;

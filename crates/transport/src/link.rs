@@ -9,7 +9,7 @@ use crate::call::{BoxFuture, Call, DEADLINE_MAX, Link, Peer, Reply, Service, che
 use crate::caller::{Connection, Driver, decode_goodbye};
 use crate::channel::Channel;
 use crate::counters::{Counters, PeerCounters, Snapshot};
-use crate::credentials::{Credentials, joining_config, lifetime, name_of};
+use crate::credentials::{Credentials, joining_config, lifetime, name_of, peer_name};
 use crate::error::TransportError;
 use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
 use crate::local::serve_in_process;
@@ -361,7 +361,10 @@ async fn dial(
     };
     let session = Session::client(credentials.client.clone(), name_of(peer.node))?;
     let (channel, answer) = greet(&peer.address, session, &hello, pool).await?;
-    if answer.cluster != own.cluster || answer.node != peer.node {
+    // The certificate was checked against the dialled node; here the words must fit the certificate.
+    let proved = peer_name(channel.peer_certificates())?.map(|name| name.node);
+    let any = peer.node == NodeId(0);
+    if answer.cluster != own.cluster || proved != Some(answer.node) || !(any || answer.node == peer.node) {
         return Err(TransportError::Identity(format!("{} of cluster {} answered", answer.node, answer.cluster)));
     }
     if peer.incarnation.is_some_and(|meant| meant != answer.incarnation) {

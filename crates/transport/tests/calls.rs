@@ -1,4 +1,5 @@
 //! Calls over TCP and TLS, as their callers and services see them.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod rig;
 

@@ -1,10 +1,11 @@
 //! What goes wrong on the way: every call ends, with the right word, and nobody's memory grows.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod rig;
 
 use bytes::Bytes;
 use plinth_protocol::{FailureKind, Incarnation, Method, NodeId, Role};
-use plinth_transport::frame::{FrameHead, FrameKind, OutFrame, PREFIX_BYTES};
+use plinth_transport::frame::{Frame, FrameHead, FrameKind, OutFrame, PREFIX_BYTES};
 use plinth_transport::{Call, Link, NodeCertificate, Peer, Request, Response, Server, ServerConfig, Service, TlsLink};
 use rig::raw::RawClient;
 use rig::*;
@@ -407,6 +408,83 @@ async fn changed_payload_is_corrupt_and_counted() {
     let failure: plinth_protocol::Failure = plinth_protocol::wire::Wire::decode(&answer.header).unwrap();
     assert_eq!((failure.kind, gate.begun.load(SeqCst)), (FailureKind::Corrupt, 0));
     eventually("the mismatch is counted", || server.counters().checksum_mismatches == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callee_that_answers_nonsense_fails_calls_and_loses_the_connection() {
+    let cluster = Cluster::new();
+    let response = |id, payload: &[u8]| {
+        let head = FrameHead { kind: FrameKind::Response, method: None, deadline_ms: 0, id };
+        bytes_of(&OutFrame::new(head, Bytes::new(), vec![Bytes::copy_from_slice(payload)]))
+    };
+    type Answer = Box<dyn Fn(&Frame) -> Vec<u8> + Send>;
+    let rows: Vec<(&str, FailureKind, u64, Answer)> = vec![
+        (
+            "changed payload",
+            FailureKind::Corrupt,
+            1,
+            Box::new(move |frame| {
+                let mut bytes = response(frame.head.id, b"payload");
+                bytes[PREFIX_BYTES + 3] ^= 1;
+                bytes
+            }),
+        ),
+        (
+            "changed prefix",
+            FailureKind::Unknown,
+            1,
+            Box::new(move |frame| {
+                let mut bytes = response(frame.head.id, b"payload");
+                bytes[8] ^= 1;
+                bytes
+            }),
+        ),
+        ("noise", FailureKind::Unknown, 0, Box::new(|_| pattern(5, 999).to_vec())),
+        ("request", FailureKind::Unknown, 0, Box::new(|_| bytes_of(&request(1, vec![])))),
+        (
+            "no failure",
+            FailureKind::Unknown,
+            0,
+            Box::new(|frame| {
+                let head = FrameHead { kind: FrameKind::Failure, method: None, deadline_ms: 0, id: frame.head.id };
+                bytes_of(&OutFrame::new(head, Bytes::from_static(b"???"), vec![]))
+            }),
+        ),
+    ];
+    for (why, expected, mismatches, answer) in rows {
+        let certificate = cluster.authority.issue(&identity(1, &[Role::Meta]), HOUR, SystemTime::now()).unwrap();
+        let (address, serving) = raw::rogue_server(&certificate, answer);
+        let peer = Peer { node: NodeId(1), incarnation: Some(Incarnation(1)), address: address.to_string() };
+        let link = cluster.link(2);
+        let failure = link.call(&peer, call(Method::Meta, "", vec![])).await.unwrap_err();
+        assert_eq!(failure.kind, expected, "{why}: {failure}");
+        eventually(why, || link.counters().connections_closed == 1).await;
+        assert_eq!(link.counters().checksum_mismatches, mismatches, "{why}");
+        tokio::task::spawn_blocking(move || serving.join().unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_to_nobody_are_passed_over() {
+    let cluster = Cluster::new();
+    let certificate = cluster.authority.issue(&identity(1, &[Role::Meta]), HOUR, SystemTime::now()).unwrap();
+    let (address, serving) = raw::rogue_server(&certificate, |frame| {
+        let response = |id, header: &'static str| {
+            let head = FrameHead { kind: FrameKind::Response, method: None, deadline_ms: 0, id };
+            bytes_of(&OutFrame::new(head, Bytes::from_static(header.as_bytes()), vec![]))
+        };
+        let id = frame.head.id;
+        // Ids that are not in use, an earlier generation of this one, then the answer, then it again.
+        let wrong = [0, id ^ 1, id ^ 1 << 32, u64::MAX].map(|id| response(id, "wrong")).concat();
+        [wrong, response(id, "right"), response(id, "again")].concat()
+    });
+    let peer = Peer { node: NodeId(1), incarnation: Some(Incarnation(1)), address: address.to_string() };
+    let link = cluster.link(2);
+    for _ in 0..3 {
+        assert_eq!(link.call(&peer, call(Method::Meta, "", vec![])).await.unwrap().header, "right");
+    }
+    drop(link);
+    tokio::task::spawn_blocking(move || serving.join().unwrap()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

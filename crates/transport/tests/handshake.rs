@@ -1,4 +1,5 @@
 //! Who is let in, and who is believed: everyone else is refused before a request is read.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod rig;
 
@@ -185,6 +186,29 @@ fn client_hello_tls12() -> Vec<u8> {
     record.extend((message.len() as u16).to_be_bytes());
     record.extend(&message);
     record
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_an_operators_tool_may_dial_an_address_alone() {
+    let cluster = Cluster::new();
+    let (server, reached) = spied(&cluster).await;
+    let anyone = Peer::at(server.address().to_string());
+    for roles in [&[Role::Gateway][..], &[Role::Meta], &[Role::Admin, Role::Gateway]] {
+        let link = TlsLink::new(cluster.credentials(&identity(2, roles)));
+        expect_unreached(&link, &anyone, &reached, "a node that dials an address").await;
+    }
+    let tool = TlsLink::new(cluster.credentials(&identity(2, &[Role::Admin])));
+    tool.call(&anyone, call(Method::Admin, "", vec![])).await.unwrap();
+    assert_eq!(reached.load(SeqCst), 1);
+    let wrong = Peer { node: NodeId(5), ..anyone };
+    assert_eq!(tool.call(&wrong, call(Method::Admin, "", vec![])).await.unwrap_err().kind, FailureKind::Unavailable);
+    let other = TlsLink::new(Cluster::new().credentials(&identity(2, &[Role::Admin])));
+    expect_unreached_by(&other, &Peer::at(server.address().to_string())).await;
+}
+
+async fn expect_unreached_by(link: &TlsLink, peer: &Peer) {
+    let failure = link.call(peer, call(Method::Admin, "", vec![])).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Unavailable, "{failure}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -156,3 +156,44 @@ impl RawClient {
 pub fn failure_text(frame: &Frame) -> String {
     plinth_protocol::Failure::decode(&frame.header).map_or_else(|_| "unreadable".to_string(), |failure| failure.text)
 }
+
+/// A callee that breaks rules: it shows a valid certificate, says hello, and answers every request
+/// with what `answer` makes of it.
+pub fn rogue_server(
+    certificate: &NodeCertificate,
+    answer: impl Fn(&Frame) -> Vec<u8> + Send + 'static,
+) -> (SocketAddr, std::thread::JoinHandle<()>) {
+    let chain = CertificateDer::pem_slice_iter(certificate.chain_pem().as_bytes()).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem().as_bytes()).unwrap();
+    let said = Hello { node: certificate.node(), peer_incarnation: None, ..hello(0) };
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        let session = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+        let mut stream = StreamOwned::new(session, socket);
+        let mut decoder = Decoder::new(Bounds::NODE, BufferPool::new());
+        let mut byte = [0];
+        while matches!(stream.read(&mut byte), Ok(1)) {
+            let Some(frame) = decoder.decode(&mut &byte[..]).unwrap() else { continue };
+            let bytes = match frame.head.kind {
+                FrameKind::Hello => {
+                    let hello = OutFrame::hello(&said);
+                    [&hello.prefix[..], &hello.header].concat()
+                }
+                FrameKind::Request => answer(&frame),
+                _ => Vec::new(),
+            };
+            if stream.write_all(&bytes).is_err() {
+                return;
+            }
+        }
+    });
+    (address, serving)
+}
