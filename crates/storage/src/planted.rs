@@ -22,7 +22,7 @@ mod switched {
         "ack-before-durable",
         "delete-without-tombstone-sync",
         "drop-tombstone-early",
-        "release-with-live-records",
+        "checkpoint-mark-late",
     ];
 
     thread_local! {

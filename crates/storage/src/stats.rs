@@ -141,6 +141,8 @@ counters! {
     refused_full,
     /// Reads that nobody waited for any more when their turn came.
     cancelled,
+    /// Tombstones that compaction wrote anew.
+    moved_tombstones,
     /// Segments released for reuse by compaction.
     segments_released,
     /// Checkpoints of the index completed.

@@ -11,6 +11,7 @@ use crate::checkpoint::{
 };
 use crate::dead::DeadRecord;
 use crate::index::Place;
+use crate::planted::planted;
 use crate::stats::add;
 use bytes::Bytes;
 use plinth_journal::{Append, Checkpoint, Journal, Mark, Placed, Refused, SegmentState, Stream};
@@ -249,6 +250,9 @@ impl<T: Ticket> Engine<T> {
     pub(super) fn apply_checkpoint_root(&mut self, place: Place) {
         self.space.end(place.segment);
         let Some(mut writing) = self.checkpointing.writing.take() else { return };
+        if planted("checkpoint-mark-late") {
+            writing.mark = self.journal.mark();
+        }
         let checkpoint = Checkpoint { mark: writing.mark, note: encode_note(place) };
         match self.journal.set_checkpoint(checkpoint) {
             Ok(()) => {

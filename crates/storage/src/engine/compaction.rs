@@ -264,6 +264,7 @@ impl<T: Ticket> Engine<T> {
         if let Some(compaction) = &mut self.compaction {
             compaction.tombstone_records = compaction.tombstone_records.saturating_sub(1);
         }
+        add(&self.stats.moved_tombstones, fragments.len() as u64);
         for &fragment in fragments {
             if self.dead.is_tombstoned(fragment) {
                 self.dead.bury(fragment, segment);

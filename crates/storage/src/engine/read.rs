@@ -162,10 +162,10 @@ impl<T: Ticket> Engine<T> {
             },
             Err(error) => Err(error),
         };
-        if tries < READ_TRIES_MAX
+        if let Some((place, tries)) = self.read_again(fragment, place, tries)
             && let Ok(token) = self.submit_read(place, place.head_bytes() + range.0, range.1 - range.0)
         {
-            let work = ReadWork::Frames { waiter, fragment, place, first, range, tries: tries + 1 };
+            let work = ReadWork::Frames { waiter, fragment, place, first, range, tries };
             self.reads.insert(token, ((range.1 - range.0) as u64, work));
             return;
         }
@@ -182,10 +182,10 @@ impl<T: Ticket> Engine<T> {
         if let Ok(Some(header)) = header {
             return self.finish(now, waiter, Ok((StorageReply::Header(header), Bytes::new())));
         }
-        if tries < READ_TRIES_MAX
+        if let Some((place, tries)) = self.read_again(fragment, place, tries)
             && let Ok(token) = self.submit_read(place, 0, place.head_bytes())
         {
-            let work = ReadWork::Header { waiter, fragment, place, tries: tries + 1 };
+            let work = ReadWork::Header { waiter, fragment, place, tries };
             self.reads.insert(token, (place.head_bytes() as u64, work));
             return;
         }
@@ -205,10 +205,10 @@ impl<T: Ticket> Engine<T> {
             Err(_) => None,
         };
         if (damaged.is_some() || result.is_err())
-            && tries < READ_TRIES_MAX
+            && let Some((place, tries)) = self.read_again(fragment, place, tries)
             && let Ok(token) = self.submit_read(place, place.head_bytes(), place.payload_bytes())
         {
-            let work = ReadWork::Compare { bytes, entry, admitted, tries: tries + 1 };
+            let work = ReadWork::Compare { bytes, entry: IndexEntry { place, ..entry }, admitted, tries };
             self.reads.insert(token, (place.payload_bytes() as u64, work));
             return;
         }
@@ -220,6 +220,15 @@ impl<T: Ticket> Engine<T> {
                 self.damaged(fragment, place, &error.to_string());
                 self.put_back(bytes, *admitted);
             }
+        }
+    }
+
+    /// Where, and as which try, a failed read is done again: at the fragment's new place where it was
+    /// moved meanwhile, at the old one for a second time otherwise.
+    fn read_again(&self, fragment: FragmentId, place: Place, tries: u8) -> Option<(Place, u8)> {
+        match self.index.get(fragment) {
+            Some(now) if now.place != place && now.place.payload_blocks == place.payload_blocks => Some((now.place, 1)),
+            _ => (tries < READ_TRIES_MAX).then_some((place, tries + 1)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::disallowed_methods)]
 
+pub mod crash_states;
 pub mod model;
 
 use bytes::Bytes;

@@ -9,6 +9,7 @@ use plinth_protocol::storage::{IoClass, StorageReply};
 use plinth_protocol::{FailureKind, FragmentId};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Sequences of an ordinary run; `PLINTH_SEQUENCES` asks for more.
@@ -104,11 +105,41 @@ struct Flight {
     rotted: bool,
 }
 
+/// Rare paths that the sequences of a run must have taken.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    pub checkpoints_loaded: u64,
+    pub tails_cut: u64,
+    pub fenced: u64,
+    pub segments_released: u64,
+    pub moved_bytes: u64,
+    pub moved_tombstones: u64,
+    pub corrupt: u64,
+    pub refused_full: u64,
+    pub records_replayed: u64,
+}
+
+impl Coverage {
+    fn note(&mut self, sim: &Sim) {
+        let stats = sim.engine.stats().snapshot();
+        self.segments_released += stats.segments_released;
+        self.moved_bytes += stats.moved_bytes;
+        self.moved_tombstones += stats.moved_tombstones;
+        self.corrupt += stats.errors_checksum;
+        self.refused_full += stats.refused_full;
+        self.fenced += u64::from(stats.fenced.is_some());
+        self.checkpoints_loaded += u64::from(sim.report.checkpoint.is_some());
+        self.tails_cut += u64::from(sim.report.cut.is_some());
+        self.records_replayed += sim.report.replayed;
+    }
+}
+
 struct World {
     sim: Option<Sim>,
     fragments: BTreeMap<u8, Fragment>,
     flights: BTreeMap<u64, Flight>,
     fence_planned: bool,
+    coverage: Coverage,
 }
 
 type Check = Result<(), TestCaseError>;
@@ -134,7 +165,7 @@ impl World {
             (stripe, Fragment { content, possible, rotted: false, deleted_once: false })
         });
         let sim = Sim::new(seed, SEGMENT_BYTES, SEGMENTS, small_options());
-        World { sim: Some(sim), fragments: fragments.collect(), flights: BTreeMap::new(), fence_planned: false }
+        World { sim: Some(sim), fragments: fragments.collect(), flights: BTreeMap::new(), fence_planned: false, coverage: Coverage::default() }
     }
 
     fn sim(&mut self) -> &mut Sim {
@@ -364,6 +395,9 @@ impl World {
     fn reopen(&mut self, how: impl FnOnce(Sim) -> Sim) -> Check {
         self.collect()?;
         self.cut_short();
+        if let Some(sim) = &self.sim {
+            self.coverage.note(sim);
+        }
         self.sim = self.sim.take().map(how);
         let report = &self.sim().report;
         if report.checkpoint_rejected.is_some() || !report.foreign.is_empty() || !report.damage.is_empty() {
@@ -427,24 +461,28 @@ impl World {
     }
 }
 
-/// Runs one sequence.
-pub fn run_sequence(seed: u64, ops: &[Op]) -> Check {
+/// Runs one sequence; tells which rare paths it took.
+pub fn run_sequence(seed: u64, ops: &[Op], coverage: &RefCell<Coverage>) -> Check {
     let mut world = World::new(seed);
+    world.coverage = coverage.borrow().clone();
     for op in ops {
         world.run(op)?;
     }
     world.reopen(Sim::crash)?;
-    world.audit()
+    world.audit()?;
+    *coverage.borrow_mut() = world.coverage;
+    Ok(())
 }
 
 /// Runs `sequences` random sequences; returns what the first failing one says, shrunk.
-pub fn run_sequences(sequences: u32, seed: u8) -> Result<(), String> {
+pub fn run_sequences(sequences: u32, seed: u8) -> Result<Coverage, String> {
     let config = Config { cases: sequences, failure_persistence: None, max_shrink_iters: 4_000, ..Config::default() };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let strategy = (any::<u64>(), prop::collection::vec(op(), 20..100));
-    match runner.run(&strategy, |(seed, ops)| run_sequence(seed, &ops)) {
-        Ok(()) => Ok(()),
+    let coverage = RefCell::new(Coverage::default());
+    match runner.run(&strategy, |(seed, ops)| run_sequence(seed, &ops, &coverage)) {
+        Ok(()) => Ok(coverage.into_inner()),
         Err(TestError::Fail(reason, (seed, ops))) => Err(format!("{reason}\nseed {seed}\n{ops:?}")),
         Err(error) => Err(error.to_string()),
     }
