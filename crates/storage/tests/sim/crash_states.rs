@@ -39,7 +39,9 @@ impl Scenario {
         let ids: Vec<_> = contents.iter().map(Content::id).collect();
         let number = self.sim.delete(&ids);
         self.asked.push((number, contents.to_vec(), Fate::Deleted));
-        contents.iter().for_each(|content| drop(self.fates.insert(*content, Fate::Open)));
+        contents.iter().for_each(|content| {
+            self.fates.insert(*content, Fate::Open);
+        });
     }
 
     /// One turn; keeps the disk's moments together with what was acknowledged before them.
@@ -51,7 +53,9 @@ impl Scenario {
         asked.retain(|(number, contents, fate)| match sim.take(*number) {
             Some(answer) => {
                 answer.expect("the scenario's requests succeed");
-                contents.iter().for_each(|content| drop(fates.insert(*content, *fate)));
+                contents.iter().for_each(|content| {
+                    fates.insert(*content, *fate);
+                });
                 false
             }
             None => true,
@@ -77,21 +81,22 @@ impl Scenario {
 
 fn play(seed: u64) -> Scenario {
     let sim = Sim::open(format_sim(seed, 64 << 10, 24), small_options(), start_of_time());
-    let mut scenario =
-        Scenario { sim, fates: BTreeMap::new(), asked: Vec::new(), moments: Vec::new() };
-    let contents: Vec<Content> = (0..24).map(|stripe| Content::new(stripe, 3_000 + 900 * stripe as usize % 14_000)).collect();
-    scenario.put(&contents[..12]);
+    let mut scenario = Scenario { sim, fates: BTreeMap::new(), asked: Vec::new(), moments: Vec::new() };
+    let size = |stripe: u64| 3_000 + (900 * stripe as usize) % 14_000;
+    let contents: Vec<Content> = (0..44).map(|stripe| Content::new(stripe, size(stripe))).collect();
+    scenario.put(&contents[..24]);
     scenario.settle();
-    scenario.delete(&contents[..4]);
+    scenario.delete(&contents[..5]);
     scenario.settle();
     let now = scenario.sim.now;
     scenario.sim.engine.begin_checkpoint(now);
     scenario.turn();
-    scenario.put(&contents[12..16]);
+    scenario.put(&contents[24..30]);
     scenario.turns(30);
     scenario.settle();
-    scenario.delete(&contents[4..10]);
-    scenario.put(&contents[16..]);
+    let third: Vec<Content> = contents[5..30].iter().copied().filter(|content| content.stripe % 3 != 0).collect();
+    scenario.delete(&third);
+    scenario.put(&contents[30..]);
     scenario.settle();
     // Compaction runs by itself; the second checkpoint begins in its midst.
     scenario.turns(4);

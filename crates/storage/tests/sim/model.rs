@@ -165,7 +165,13 @@ impl World {
             (stripe, Fragment { content, possible, rotted: false, deleted_once: false })
         });
         let sim = Sim::new(seed, SEGMENT_BYTES, SEGMENTS, small_options());
-        World { sim: Some(sim), fragments: fragments.collect(), flights: BTreeMap::new(), fence_planned: false, coverage: Coverage::default() }
+        World {
+            sim: Some(sim),
+            fragments: fragments.collect(),
+            flights: BTreeMap::new(),
+            fence_planned: false,
+            coverage: Coverage::default(),
+        }
     }
 
     fn sim(&mut self) -> &mut Sim {
