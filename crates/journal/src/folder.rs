@@ -114,7 +114,7 @@ impl Folder {
         }
         let path = self.segment_path(segment, UNFINISHED_SUFFIX);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => open_direct(&path, true),
         }
     }

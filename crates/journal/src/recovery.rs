@@ -200,7 +200,7 @@ struct Current {
     walk: Walk,
 }
 
-/// A recovery under way. Records come in the order of their sequences; then [`Recovery::resume`].
+/// A recovery under way: an iterator of records in the order of their sequences; then [`Recovery::resume`].
 pub struct Recovery<D: Disk> {
     pub(crate) io: Blocking<D>,
     pub(crate) superblock: Superblock,
@@ -278,7 +278,7 @@ impl<D: Disk> Recovery<D> {
     }
 
     /// Lets the scan begin behind a mark (of a checkpoint) instead of at the oldest segment. Before
-    /// the first `next`. What is skipped is not looked at: its damage is for a scrub to find.
+    /// the first record. What is skipped is not looked at: its damage is for a scrub to find.
     pub fn skip_to(&mut self, mark: &Mark) {
         self.skipped = mark.sequence;
         for (stream, cursor) in self.cursors.iter_mut().enumerate() {
@@ -289,28 +289,6 @@ impl<D: Disk> Recovery<D> {
                 && (oldest.segment, oldest.generation) == (end.segment, end.generation)
             {
                 oldest.skip = Some((end.offset, end.sequence, end.chain));
-            }
-        }
-    }
-
-    /// Returns the next record of the consumer's, in order of sequence, all streams together.
-    pub fn next(&mut self) -> Option<Recovered> {
-        loop {
-            for stream in Stream::ALL {
-                self.peek(stream);
-            }
-            let sequence = |cursor: &Cursor| cursor.peeked.map(|entry| entry.head.sequence);
-            let nearest = Stream::ALL
-                .into_iter()
-                .filter_map(|stream| Some((sequence(&self.cursors[stream.index()])?, stream)))
-                .min()?;
-            let stream = nearest.1.index();
-            let entry = self.cursors[stream].peeked.take().expect("the nearest has been peeked");
-            if entry.head.kind < KIND_CONSUMER_MIN {
-                continue;
-            }
-            if let Some(recovered) = self.load(stream, entry) {
-                return Some(recovered);
             }
         }
     }
@@ -446,6 +424,32 @@ impl<D: Disk> Recovery<D> {
     /// Gives the disk back without mounting it.
     pub fn abandon(self) -> D {
         self.io.disk
+    }
+}
+
+/// The consumer's records, in order of sequence, all streams together.
+impl<D: Disk> Iterator for Recovery<D> {
+    type Item = Recovered;
+
+    fn next(&mut self) -> Option<Recovered> {
+        loop {
+            for stream in Stream::ALL {
+                self.peek(stream);
+            }
+            let sequence = |cursor: &Cursor| cursor.peeked.map(|entry| entry.head.sequence);
+            let nearest = Stream::ALL
+                .into_iter()
+                .filter_map(|stream| Some((sequence(&self.cursors[stream.index()])?, stream)))
+                .min()?;
+            let stream = nearest.1.index();
+            let entry = self.cursors[stream].peeked.take().expect("the nearest has been peeked");
+            if entry.head.kind < KIND_CONSUMER_MIN {
+                continue;
+            }
+            if let Some(recovered) = self.load(stream, entry) {
+                return Some(recovered);
+            }
+        }
     }
 }
 

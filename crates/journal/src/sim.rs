@@ -311,9 +311,9 @@ impl SimDisk {
     }
 
     fn trace_moment(&mut self) {
-        if self.trace.is_some() {
-            let moment = self.clone();
-            self.trace.as_mut().expect("asked just above").push(moment);
+        if let Some(mut trace) = self.trace.take() {
+            trace.push(self.clone());
+            self.trace = Some(trace);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Enumerated crash states: each moment between two I/Os of a run, with every subset of the writes
 //! that were not flushed and the newest survivor torn. `PLINTH_CRASH_STATES` says how many.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod harness;
 

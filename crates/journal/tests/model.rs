@@ -1,5 +1,6 @@
 //! Random sequences of appends, crashes and recoveries against a model of what was promised.
 //! `PLINTH_SEQUENCES` says how many.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod harness;
 

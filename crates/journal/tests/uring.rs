@@ -1,4 +1,5 @@
 //! The real disk, on a temporary folder.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod harness;
 
@@ -12,7 +13,6 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn now() -> Instant {
-    #[allow(clippy::disallowed_methods)]
     Instant::now()
 }
 

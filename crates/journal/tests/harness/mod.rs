@@ -1,5 +1,5 @@
 //! A journal on a simulated disk beside a model of what it has promised.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use bytes::Bytes;
 use plinth_journal::sim::{Chance, SimOp};
@@ -159,7 +159,6 @@ pub type Checked<T> = Result<T, String>;
 
 impl World {
     /// Mounts a formatted disk.
-    #[allow(clippy::disallowed_methods)]
     pub fn new(disk: SimDisk, seed: u64) -> Checked<World> {
         let mut world = World {
             disk: Some(disk),
@@ -526,7 +525,7 @@ impl World {
         }
         let mut found = BTreeMap::new();
         let mut order = VecDeque::new();
-        while let Some(record) = recovery.next() {
+        for record in recovery.by_ref() {
             order.push_back(record.sequence);
             found.insert(record.sequence, record);
         }
