@@ -88,6 +88,16 @@ pub(crate) struct Piece {
     pub(crate) wanted: Range<usize>,
 }
 
+impl Piece {
+    /// Cuts the piece behind its first frame; it has more than one.
+    pub(crate) fn split_first_frame(&self) -> (Piece, Piece) {
+        assert!(self.count > 1);
+        let head = Piece { count: 1, wanted: self.wanted.start..FRAME_PAYLOAD_BYTES, ..*self };
+        let wanted = 0..self.wanted.end - FRAME_PAYLOAD_BYTES;
+        (head, Piece { first: self.first + 1, count: self.count - 1, wanted, ..*self })
+    }
+}
+
 /// Cuts a range of a stripe's payload into pieces of at most `frames_max` frames, in order.
 pub(crate) fn pieces(stripe: &StripeRef, range: Range<u64>, frames_max: usize) -> Vec<Piece> {
     let each = u64::from(stripe.fragment_payload_bytes).max(1);
@@ -158,7 +168,7 @@ mod tests {
             prop_assert!(shape.payload_max as u64 <= left);
             prop_assert_eq!((0..shape.data_count()).map(|i| shape.fragment_payload_of(i)).sum::<usize>(), shape.payload_max);
             prop_assert!(shape.fragment_sizes(code).all(|bytes| bytes <= (max as usize) * FRAME_BYTES));
-            prop_assert!(shape.data_count() == 1 || shape.fragment_payload % FRAME_PAYLOAD_BYTES == 0);
+            prop_assert!(shape.data_count() == 1 || shape.fragment_payload.is_multiple_of(FRAME_PAYLOAD_BYTES));
         }
 
         #[test]

@@ -56,7 +56,7 @@ impl Budget {
 }
 
 /// Ties bytes to the budget that they were counted in: it is given back when the last slice goes.
-pub(crate) fn with_held(bytes: Bytes, held: Held) -> Bytes {
+pub(crate) fn with_held(bytes: Bytes, held: Option<Held>) -> Bytes {
     struct Counted {
         bytes: Bytes,
         _held: Held,
@@ -66,6 +66,7 @@ pub(crate) fn with_held(bytes: Bytes, held: Held) -> Bytes {
             &self.bytes
         }
     }
+    let Some(held) = held else { return bytes };
     Bytes::from_owner(Counted { bytes, _held: held })
 }
 
@@ -268,7 +269,7 @@ mod tests {
         let budget = Budget::new(1 << 20);
         let held = budget.acquire(1 << 20).await;
         assert!(budget.try_acquire(1).is_none());
-        let bytes = with_held(Bytes::from_static(b"abc"), held);
+        let bytes = with_held(Bytes::from_static(b"abc"), Some(held));
         let slice = bytes.slice(1..2);
         drop(bytes);
         assert_eq!(budget.held_bytes(), 1 << 20, "a slice keeps the whole");

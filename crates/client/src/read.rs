@@ -23,6 +23,10 @@ use tokio::time::Instant;
 
 /// How long the question for a page of part rows may take.
 const PARTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a reader waits for memory while it has nothing under way. Then it goes on frame by frame
+/// beyond the budget: those that hold the budget may be waiting for this very reader, as copies do,
+/// or for clients that hardly read.
+const MEMORY_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Bytes of part rows that one page should stay below.
 const PARTS_PAGE_BYTES: u64 = 256 << 10;
 /// Estimated bytes of a part row without its stripes.
@@ -77,7 +81,7 @@ pub struct ObjectReader {
     fetching_bytes: usize,
     paging: Option<BoxFuture<'static, Result<PartsPage, Failure>>>,
     /// Waits for memory for the next piece, when nothing else is under way.
-    waiting: Option<BoxFuture<'static, Held>>,
+    waiting: Option<BoxFuture<'static, Option<Held>>>,
     ready: VecDeque<Bytes>,
     failure: Option<Failure>,
 }
@@ -144,9 +148,12 @@ impl ObjectReader {
         if let Some((_, piece)) = self.pieces.front() {
             let bytes = piece.count * FRAME_BYTES;
             let budget = self.client.inner.read_budget.clone();
-            let waiting = self.waiting.get_or_insert_with(|| Box::pin(async move { budget.acquire(bytes).await }));
-            let held = ready!(waiting.as_mut().poll(cx));
+            let acquire = async move { tokio::time::timeout(MEMORY_WAIT_MAX, budget.acquire(bytes)).await.ok() };
+            let held = ready!(self.waiting.get_or_insert_with(|| Box::pin(acquire)).as_mut().poll(cx));
             self.waiting = None;
+            if held.is_none() {
+                self.split_first_frame();
+            }
             self.fetch_next(held);
             return Poll::Ready(true);
         }
@@ -169,7 +176,18 @@ impl ObjectReader {
         while self.fetching_bytes < READ_AHEAD_BYTES_MAX && self.cut_sources() {
             let bytes = self.pieces.front().expect("just cut").1.count * FRAME_BYTES;
             let Some(held) = self.client.inner.read_budget.try_acquire(bytes) else { return };
-            self.fetch_next(held);
+            self.fetch_next(Some(held));
+        }
+    }
+
+    /// Cuts the first frame off the next piece.
+    fn split_first_frame(&mut self) {
+        let (stripe, piece) = self.pieces.front_mut().expect("the caller saw it");
+        if piece.count > 1 {
+            let (head, rest) = piece.split_first_frame();
+            let stripe = stripe.clone();
+            *piece = rest;
+            self.pieces.push_front((stripe, head));
         }
     }
 
@@ -188,7 +206,7 @@ impl ObjectReader {
         true
     }
 
-    fn fetch_next(&mut self, held: Held) {
+    fn fetch_next(&mut self, held: Option<Held>) {
         let (stripe, piece) = self.pieces.pop_front().expect("the caller saw it");
         let client = self.client.clone();
         self.fetching_bytes += piece.wanted.len();

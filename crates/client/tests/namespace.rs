@@ -1,6 +1,6 @@
 //! The way to the metadata: leaders that move, answers that get lost, buckets in steps, lists over shards.
 
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod fakes;
 

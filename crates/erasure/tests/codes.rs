@@ -1,6 +1,6 @@
 //! Any m losses rebuild, one more is refused, and matrix 1 is what it was.
 
-#![allow(clippy::disallowed_methods)] // The golden file is read and, on request, written.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // The golden file is read and, on request, written.
 
 use plinth_erasure::{Codec, ErasureError, MATRIX_VANDERMONDE, Shape};
 use proptest::prelude::*;

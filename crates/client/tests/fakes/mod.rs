@@ -1,7 +1,7 @@
 //! A cluster of fakes behind the in-process link: disks that are maps, and one state machine that
 //! answers for all groups with just the commands that the client sends.
 
-#![allow(dead_code)] // Each test file takes what it needs.
+#![allow(dead_code, unused_imports)] // Each test file takes what it needs.
 
 mod disk;
 mod meta;
