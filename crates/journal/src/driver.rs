@@ -249,3 +249,27 @@ where
         Err(_) => Err(std::io::Error::other("the disk's thread ended while it opened the disk").into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_is_bounded_in_requests_and_bytes() {
+        let (handle, inbox) = queue::<u8>(QueueBounds { requests_max: 3, bytes_max: 100 });
+        assert!(handle.send(1, 90).is_ok());
+        assert!(matches!(handle.send(2, 20), Err(SendRefused::Busy(2))));
+        assert!(handle.send(3, 5).is_ok() && handle.send(4, 5).is_ok());
+        assert!(matches!(handle.send(5, 0), Err(SendRefused::Busy(5))), "three requests wait");
+        assert_eq!(handle.queued_bytes(), 100);
+        drop(inbox);
+        assert!(matches!(handle.send(6, 1), Err(SendRefused::Busy(6) | SendRefused::Gone(6))));
+    }
+
+    #[test]
+    fn a_request_above_the_bound_passes_an_empty_queue() {
+        let (handle, _inbox) = queue::<u8>(QueueBounds { requests_max: 3, bytes_max: 100 });
+        assert!(handle.send(1, 5000).is_ok());
+        assert!(matches!(handle.send(2, 1), Err(SendRefused::Busy(2))));
+    }
+}

@@ -142,3 +142,43 @@ impl HeadBlock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(generation: u64, used: bool) -> HeadBlock {
+        HeadBlock::Head(SegmentHead {
+            used,
+            stream: Stream::Relocation,
+            segment: SegmentIndex(4),
+            segment_bytes: SEGMENT_BYTES_MIN,
+            mount: 2,
+            stamp: 77,
+            generation: Generation(generation),
+            prior: Some((SegmentIndex(1), Generation(3))),
+            floors: [Sequence(5), Sequence(0), Sequence(6)],
+        })
+    }
+
+    #[test]
+    fn the_newer_head_counts_and_a_release_beats_its_own_life() {
+        assert_eq!(HeadBlock::merge(head(5, true), head(9, true)), head(9, true));
+        assert_eq!(HeadBlock::merge(head(5, false), head(5, true)), head(5, false));
+        assert_eq!(HeadBlock::merge(head(5, true), head(5, false)), head(5, false));
+        assert_eq!(HeadBlock::merge(HeadBlock::Damaged, head(5, true)), head(5, true));
+        assert_eq!(HeadBlock::merge(HeadBlock::Blank, HeadBlock::Damaged), HeadBlock::Damaged);
+    }
+
+    #[test]
+    fn a_head_fits_in_one_sector_and_only_its_place() {
+        let HeadBlock::Head(written) = head(5, true) else { unreachable!() };
+        let mut block = vec![0; BLOCK_BYTES];
+        written.encode(&mut block);
+        assert!(block[512..].iter().all(|byte| *byte == 0));
+        assert_eq!(SegmentHead::decode(&block, SegmentIndex(4), 77), head(5, true));
+        assert_eq!(SegmentHead::decode(&block, SegmentIndex(5), 77), HeadBlock::Damaged);
+        assert_eq!(SegmentHead::decode(&block, SegmentIndex(4), 78), HeadBlock::Damaged);
+        assert_eq!(SegmentHead::decode(&vec![0; BLOCK_BYTES], SegmentIndex(4), 77), HeadBlock::Blank);
+    }
+}

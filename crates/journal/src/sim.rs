@@ -511,3 +511,66 @@ impl Disk for SimDisk {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AREA: Area = Area::Super;
+
+    fn write(disk: &mut SimDisk, id: u64, offset: u64, byte: u8) {
+        let mut block = plinth_protocol::buffer::AlignedBuf::zeroed(BLOCK_BYTES);
+        block.fill(byte);
+        let action = Action::Write { area: AREA, offset, parts: vec![block.freeze()], durable: false };
+        disk.submit(Operation { id: OpId(id), action });
+    }
+
+    fn finish(disk: &mut SimDisk) -> Vec<Completion> {
+        let mut completions = Vec::new();
+        while !disk.in_flight.is_empty() {
+            disk.reap(Some(Duration::ZERO), &mut completions);
+        }
+        completions
+    }
+
+    fn sync(disk: &mut SimDisk) -> bool {
+        disk.submit(Operation { id: OpId(99), action: Action::Sync { area: AREA } });
+        finish(disk).iter().all(|completion| completion.result.is_ok())
+    }
+
+    #[test]
+    fn only_writes_that_completed_before_the_sync_are_durable() {
+        let mut disk = SimDisk::new(1, 1);
+        disk.set_shuffle(false);
+        write(&mut disk, 1, 0, 7);
+        finish(&mut disk);
+        write(&mut disk, 2, 4096, 8);
+        assert!(sync(&mut disk));
+        disk.crash_with(&[]);
+        assert_eq!(disk.durable_bytes(AREA, 0, 1), [7]);
+        assert_eq!(disk.durable_bytes(AREA, 4096, 1), [0], "submitted before the sync, completed with it");
+    }
+
+    #[test]
+    fn a_second_sync_does_not_save_what_the_first_has_failed() {
+        let mut disk = SimDisk::new(1, 1);
+        write(&mut disk, 1, 0, 7);
+        finish(&mut disk);
+        disk.fail_at(SimOp::Sync, 0);
+        assert!(!sync(&mut disk));
+        assert!(sync(&mut disk));
+        disk.crash_with(&[]);
+        assert_eq!(disk.durable_bytes(AREA, 0, 1), [0]);
+    }
+
+    #[test]
+    fn a_torn_write_keeps_the_sectors_that_survive() {
+        let mut disk = SimDisk::new(1, 1);
+        write(&mut disk, 1, 0, 7);
+        let mut tail = disk.clone();
+        disk.crash_with(&[Survival::Head(2)]);
+        assert_eq!(disk.durable_bytes(AREA, 0, 1536)[1023..1025], [7, 0]);
+        tail.crash_with(&[Survival::Tail(2)]);
+        assert_eq!(tail.durable_bytes(AREA, 0, 1536)[1023..1025], [0, 7]);
+    }
+}

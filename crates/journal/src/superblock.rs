@@ -388,3 +388,79 @@ impl FloorSlot {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn superblock(sequence: u64) -> Superblock {
+        let identity = DiskIdentity { cluster: ClusterId(1), disk: DiskId(2), incarnation: Incarnation(3) };
+        let format = Format {
+            identity,
+            segment_bytes: SEGMENT_BYTES_MIN,
+            segment_count_max: 4,
+            segment_count_initial: 1,
+            stamp: 9,
+        };
+        Superblock { sequence, mount: sequence as u32, ..Superblock::fresh(&format) }
+    }
+
+    #[test]
+    fn a_copy_decodes_only_at_its_own_place() {
+        let block = superblock(5).encode(2);
+        assert_eq!(Superblock::decode(&block, 2), Some(superblock(5)));
+        assert_eq!(Superblock::decode(&block, 1), None);
+    }
+
+    #[test]
+    fn one_copy_alone_decides_nothing() {
+        let (old, new) = (superblock(5), superblock(6));
+        let copies = [Some(new), Some(old.clone()), Some(old.clone()), None];
+        assert_eq!(Superblock::agree(&copies).unwrap(), old);
+        assert!(Superblock::agree(&[Some(old), None, None, None]).is_err());
+    }
+
+    #[test]
+    fn copies_of_one_sequence_that_contradict_are_refused() {
+        let (one, mut two) = (superblock(5), superblock(5));
+        two.stamp = 1;
+        let copies = [Some(one.clone()), Some(one), Some(two.clone()), Some(two)];
+        assert!(matches!(Superblock::agree(&copies), Err(JournalError::NoSuperblock(_))));
+    }
+
+    #[test]
+    fn an_update_leaves_an_agreed_superblock_in_each_crash_state() {
+        // Every pattern of good, outdated and broken copies from which a superblock can be read.
+        let (current, next) = (superblock(6), superblock(7));
+        for pattern in 0..81usize {
+            let state = |copy: u32| pattern / 3usize.pow(copy) % 3;
+            let copies: [Option<Superblock>; 4] = std::array::from_fn(|copy| match state(copy as u32) {
+                0 => Some(current.clone()),
+                1 => Some(superblock(5)),
+                _ => None,
+            });
+            if Superblock::agree(&copies).ok().as_ref() != Some(&current) {
+                continue;
+            }
+            let order = Superblock::update_order(&copies, &current);
+            // Step by step: each copy of a pair is old, torn or new before its sync.
+            let mut written = copies.clone();
+            for pair in order.chunks(2) {
+                for outcome in 0..9usize {
+                    let mut crashed = written.clone();
+                    for (index, copy) in pair.iter().enumerate() {
+                        match outcome / 3usize.pow(index as u32) % 3 {
+                            0 => {}
+                            1 => crashed[usize::from(*copy)] = None,
+                            _ => crashed[usize::from(*copy)] = Some(next.clone()),
+                        }
+                    }
+                    let agreed = Superblock::agree(&crashed).unwrap();
+                    assert!(agreed == current || agreed == next, "pattern {pattern}, outcome {outcome}");
+                }
+                pair.iter().for_each(|copy| written[usize::from(*copy)] = Some(next.clone()));
+            }
+            assert_eq!(Superblock::agree(&written).unwrap(), next);
+        }
+    }
+}
