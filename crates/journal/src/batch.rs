@@ -64,6 +64,7 @@ pub(crate) struct Flying {
 }
 
 impl Batch {
+    /// Makes an empty batch over pooled memory.
     pub fn new(pool: &ArenaPool) -> Batch {
         Batch {
             staging: Staging::new(pool.clone()),
@@ -74,15 +75,18 @@ impl Batch {
         }
     }
 
+    /// Returns the number of records in it, seals and mounts included.
     pub fn record_count(&self) -> usize {
         self.records.len()
     }
 
+    /// Adds the heads of a segment that its next record opens.
     pub fn add_opening(&mut self, opening: Opening) {
         let piece = self.staging.take_zeroed_block();
         self.openings.push((opening, piece));
     }
 
+    /// Adds the free heads of a segment.
     pub fn add_release(&mut self, segment: SegmentIndex, generation: Generation) {
         self.releases.push((segment, generation));
     }

@@ -70,6 +70,7 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
+    /// Makes a staging area that holds nothing yet.
     pub fn new(pool: ArenaPool) -> Staging {
         Staging { pool, arenas: Vec::new(), used: 0 }
     }
@@ -93,6 +94,7 @@ impl Staging {
         piece
     }
 
+    /// Returns a piece's bytes.
     pub fn bytes_mut(&mut self, piece: Piece) -> &mut [u8] {
         &mut self.arenas[piece.arena][piece.start..piece.end]
     }

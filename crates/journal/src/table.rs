@@ -32,6 +32,7 @@ pub(crate) struct SegmentTable {
 }
 
 impl SegmentTable {
+    /// Makes a table of at most `count_max` segments, none of them known.
     pub fn new(count_max: u32) -> SegmentTable {
         SegmentTable { rows: BTreeMap::new(), free: VecDeque::new(), creating: 0, count_max, blocked_until: None }
     }
@@ -44,14 +45,17 @@ impl SegmentTable {
         }
     }
 
+    /// Returns a segment's row.
     pub fn row(&self, segment: SegmentIndex) -> Option<&Row> {
         self.rows.get(&segment)
     }
 
+    /// Returns a segment's row, to be changed.
     pub fn row_mut(&mut self, segment: SegmentIndex) -> Option<&mut Row> {
         self.rows.get_mut(&segment)
     }
 
+    /// Returns all rows as the consumer sees them, in order of their numbers.
     pub fn infos(&self) -> impl Iterator<Item = SegmentInfo> + '_ {
         self.rows.iter().map(|(segment, row)| SegmentInfo {
             segment: *segment,

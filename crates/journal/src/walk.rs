@@ -44,6 +44,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// Makes a window that holds nothing yet.
     pub fn new(segment: SegmentIndex) -> Window {
         Window { segment, start: 0, buffer: None }
     }
