@@ -17,7 +17,7 @@ const UPLOADS_AT_ONCE: usize = 1_000;
 impl<V: View> Work<'_, V> {
     pub(super) fn open_bucket(&mut self, bucket: BucketId) -> Result<Outcome, StateError> {
         if self.bucket(bucket)?.is_err() {
-            self.set_bucket(bucket, Some(OpenBucketRow { opened: self.now, objects: 0, bytes: 0 }));
+            self.set_bucket(bucket, Some(OpenBucketRow { opened: self.now, objects: 0, bytes: 0 }))?;
         }
         Ok(Outcome::Done)
     }
@@ -41,7 +41,7 @@ impl<V: View> Work<'_, V> {
                 break;
             }
         }
-        self.set_bucket(bucket, None);
+        self.set_bucket(bucket, None)?;
         Ok(Outcome::Done)
     }
 }

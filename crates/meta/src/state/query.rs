@@ -11,7 +11,7 @@ use plinth_protocol::meta::{
     UploadQuery, VoterList,
 };
 use plinth_protocol::object::{BucketRow, ObjectBody, ObjectRow, PartRow, UploadRow};
-use plinth_protocol::wire::{Wire, encode_varint};
+use plinth_protocol::wire::{Wire, WireError, encode_varint};
 use plinth_protocol::{BucketId, Epoch, Failure, FailureKind, GROUP_SYSTEM, GroupId, UploadId, WriterId};
 
 /// Most bytes of rows in one page of parts or work rows: keeps replies far below a frame.
@@ -142,8 +142,14 @@ fn object<V: View>(view: &V, query: &ObjectQuery) -> Answered {
     let Some(row) = read::<V, ObjectRow>(view, Family::Objects, &key)? else {
         return Ok(Reply::Absent(RefusalKind::NoSuchKey));
     };
-    let body = if query.body { read::<V, ObjectBody>(view, Family::Bodies, &key)? } else { None };
-    Ok(Reply::Object(ObjectView { row, body }))
+    if !query.body {
+        return Ok(Reply::Object(ObjectView { row, body: None }));
+    }
+    // The two rows come and go in one batch: one without the other is damage.
+    let Some(body) = read::<V, ObjectBody>(view, Family::Bodies, &key)? else {
+        return Err(StateError::Row { family: Family::Bodies.name(), source: WireError::Truncated });
+    };
+    Ok(Reply::Object(ObjectView { row, body: Some(body) }))
 }
 
 fn upload<V: View>(view: &V, query: &UploadQuery) -> Answered {

@@ -25,26 +25,31 @@ const SWEEP_INTERVAL: u64 = 16;
 const SWEEP_ROWS_MAX: usize = 256;
 
 impl<V: View> Work<'_, V> {
-    /// Returns what is remembered under an id and has not expired.
+    /// Returns what is remembered under an id. Whether it still counts is [`Work::valid`]'s to say.
     pub(super) fn recall(&self, kind: Memory, id: u128) -> Result<Option<Remembered>, StateError> {
-        let row: Option<Remembered> = self.read(Family::Tokens, &keys::memory(kind, id))?;
-        Ok(row.filter(|row| row.expires > self.now))
+        self.read(Family::Tokens, &keys::memory(kind, id))
     }
 
-    pub(super) fn remember_request(&mut self, request: RequestId, outcome: &Outcome) -> Result<(), StateError> {
-        self.remember(Memory::Request, request.0, REQUEST_MEMORY_MS, None, outcome)
+    /// Returns what is remembered where it has not expired.
+    pub(super) fn valid<'r>(&self, row: &'r Option<Remembered>) -> Option<&'r Remembered> {
+        row.as_ref().filter(|row| row.expires > self.now)
+    }
+
+    /// Remembers what a request came to, in place of the expired row that was found under its id.
+    pub(super) fn remember_request(&mut self, request: RequestId, outcome: &Outcome, old: Option<Remembered>) {
+        self.remember(Memory::Request, request.0, old, REQUEST_MEMORY_MS, None, outcome);
     }
 
     /// Remembers what a token's request came to, where that was decided: success, 404 or 412.
-    pub(super) fn remember_token(&mut self, token: &ClientToken, outcome: &Outcome) -> Result<(), StateError> {
+    pub(super) fn remember_token(&mut self, token: &ClientToken, outcome: &Outcome, old: Option<Remembered>) {
         if let Outcome::Refused(refusal) = outcome {
             use RefusalKind::*;
             if !matches!(refusal.kind, PreconditionFailed | NoSuchKey | NoSuchBucket | NoSuchUpload) {
-                return Ok(());
+                return;
             }
         }
         let memory_ms = token.memory_ms.min(TOKEN_MEMORY_MS);
-        self.remember(Memory::Token, token.scope, memory_ms, Some(token.parameters), outcome)
+        self.remember(Memory::Token, token.scope, old, memory_ms, Some(token.parameters), outcome);
     }
 
     /// Remembers a finished upload with the hash of the part list that finished it (M5).
@@ -54,29 +59,30 @@ impl<V: View> Work<'_, V> {
         list: u128,
         outcome: &Outcome,
     ) -> Result<(), StateError> {
-        self.remember(Memory::Upload, upload.0, TOKEN_MEMORY_MS, Some(list), outcome)
+        let old = self.recall(Memory::Upload, upload.0)?;
+        self.remember(Memory::Upload, upload.0, old, TOKEN_MEMORY_MS, Some(list), outcome);
+        Ok(())
     }
 
     fn remember(
         &mut self,
         kind: Memory,
         id: u128,
+        old: Option<Remembered>,
         memory_ms: u64,
         parameters: Option<u128>,
         outcome: &Outcome,
-    ) -> Result<(), StateError> {
-        let key = keys::memory(kind, id);
-        if let Some(old) = self.read::<Remembered>(Family::Tokens, &key)? {
-            self.batch.delete(Family::TokenExpiry, keys::expiry(kind, old.expires, id));
-        } else {
-            *self.memory(kind).count += 1;
+    ) {
+        match old {
+            Some(old) => self.batch.delete(Family::TokenExpiry, keys::expiry(kind, old.expires, id)),
+            None => *self.memory(kind).count += 1,
         }
         let expires = HybridTime::from_millis(self.now.millis() + memory_ms);
-        self.put(Family::Tokens, key, &Remembered { expires, outcome: outcome.clone(), parameters });
+        let row = Remembered { expires, outcome: outcome.clone(), parameters };
+        self.put(Family::Tokens, keys::memory(kind, id), &row);
         self.batch.put(Family::TokenExpiry, keys::expiry(kind, expires, id), Vec::new());
         let due = self.memory(kind).due;
         *due = Some(due.map_or(expires, |due| due.min(expires)));
-        Ok(())
     }
 
     fn memory(&mut self, kind: Memory) -> MemoryCounters<'_> {

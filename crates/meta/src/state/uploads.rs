@@ -145,8 +145,8 @@ impl<V: View> Work<'_, V> {
         let Some(upload) = self.read::<UploadRow>(Family::Uploads, &key)? else {
             // M5: the same list gets the same answer, another one none.
             let first = self.recall(keys::Memory::Upload, complete.upload.0)?;
-            let same = first.filter(|first| first.parameters == Some(list));
-            return Ok(same.map_or_else(no_such_upload, |first| first.outcome));
+            let same = self.valid(&first).filter(|first| first.parameters == Some(list));
+            return Ok(same.map_or_else(no_such_upload, |first| first.outcome.clone()));
         };
         let listed = decided!(self.listed_parts(complete));
         let size_bytes = match check_sizes(&listed, complete.size_bytes) {

@@ -3,6 +3,7 @@
 //! Handlers check first and change then: a refusal leaves no change behind, so the batch never
 //! holds half a command.
 
+use super::keys::Memory;
 use super::machine::serves;
 use super::rows::{self, Kept, OpenBucketRow, ShardRow};
 use super::store::{Batch, Cursor, Family, KeyRange, View};
@@ -11,6 +12,7 @@ use plinth_protocol::meta::{Command, Mutation, Outcome, Refusal, RefusalKind};
 use plinth_protocol::wire::{Record, Wire};
 use plinth_protocol::{BucketId, GroupId, HybridTime, RequestId, WriterId};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// One entry's work on a view.
 pub(super) struct Work<'a, V: View> {
@@ -20,9 +22,16 @@ pub(super) struct Work<'a, V: View> {
     pub(super) now: HybridTime,
     pub(super) batch: Batch,
     pub(super) shard: Kept<ShardRow>,
-    buckets: BTreeMap<BucketId, Option<Kept<OpenBucketRow>>>,
+    shard_before: ShardRow,
+    buckets: BTreeMap<BucketId, Bucket>,
     /// Deferred deletes queued so far by this entry: part of their keys.
     pub(super) deferred: u32,
+}
+
+/// An open bucket's row, before the entry and now; none where the bucket is closed.
+struct Bucket {
+    before: Option<Kept<OpenBucketRow>>,
+    now: Option<Kept<OpenBucketRow>>,
 }
 
 /// Returns a decided refusal.
@@ -50,21 +59,22 @@ impl<'a, V: View> Work<'a, V> {
             Some(row) => Kept::decode(Family::State, &row)?,
             None => Kept::new(EMPTY_SHARD),
         };
-        Ok(Work { view, group, index, now, batch: Batch::new(), shard, buckets: BTreeMap::new(), deferred: 0 })
+        let (shard_before, buckets, batch) = (shard.record.clone(), BTreeMap::new(), Batch::new());
+        Ok(Work { view, group, index, now, batch, shard, shard_before, buckets, deferred: 0 })
     }
 
     /// Puts the counters into the batch and hands it over.
     pub(super) fn finish(mut self) -> Batch {
-        if self.batch.is_empty() && self.shard.record == EMPTY_SHARD {
-            return self.batch;
-        }
-        for (bucket, row) in std::mem::take(&mut self.buckets) {
-            match row {
-                Some(row) => self.batch.put(Family::State, keys::open_bucket(bucket), row.encode()),
+        for (bucket, row) in self.buckets {
+            match row.now {
+                now if now == row.before => {}
+                Some(now) => self.batch.put(Family::State, keys::open_bucket(bucket), now.encode()),
                 None => self.batch.delete(Family::State, keys::open_bucket(bucket)),
             }
         }
-        self.batch.put(Family::State, keys::SHARD.to_vec(), self.shard.encode());
+        if self.shard.record != self.shard_before {
+            self.batch.put(Family::State, keys::SHARD.to_vec(), self.shard.encode());
+        }
         self.batch
     }
 
@@ -73,35 +83,40 @@ impl<'a, V: View> Work<'a, V> {
         if mutation.group != self.group || !serves(self.group, &mutation.command) {
             return Ok(refuse(RefusalKind::Invalid, "the command is for another group"));
         }
-        if let Some(first) = self.recall(keys::Memory::Request, mutation.request.0)? {
-            return Ok(first.outcome);
+        let known = self.recall(Memory::Request, mutation.request.0)?;
+        if let Some(first) = self.valid(&known) {
+            return Ok(first.outcome.clone());
         }
         let outcome = self.decide_new(mutation)?;
-        self.remember_request(mutation.request, &outcome)?;
+        self.remember_request(mutation.request, &outcome, known);
         Ok(outcome)
     }
 
     fn decide_new(&mut self, mutation: &Mutation) -> Result<Outcome, StateError> {
-        if let Some(token) = &mutation.token
-            && let Some(first) = self.recall(keys::Memory::Token, token.scope)?
-        {
+        let Some(token) = &mutation.token else {
+            return self.decide_unfenced(mutation);
+        };
+        let known = self.recall(Memory::Token, token.scope)?;
+        if let Some(first) = self.valid(&known) {
             if first.parameters == Some(token.parameters) {
-                return Ok(Outcome::Replayed(Box::new(first.outcome)));
+                return Ok(Outcome::Replayed(Box::new(first.outcome.clone())));
             }
             if token.strict {
                 return Ok(refuse(RefusalKind::TokenMismatch, "the token came with other parameters before"));
             }
         }
+        let outcome = self.decide_unfenced(mutation)?;
+        self.remember_token(token, &outcome, known);
+        Ok(outcome)
+    }
+
+    fn decide_unfenced(&mut self, mutation: &Mutation) -> Result<Outcome, StateError> {
         if let Some(writer) = mutation.writer
             && let Err(refusal) = self.check_fence(writer)
         {
             return Ok(refusal);
         }
-        let outcome = self.execute(mutation.request, &mutation.command)?;
-        if let Some(token) = &mutation.token {
-            self.remember_token(token, &outcome)?;
-        }
-        Ok(outcome)
+        self.execute(mutation.request, &mutation.command)
     }
 
     fn execute(&mut self, request: RequestId, command: &Command) -> Result<Outcome, StateError> {
@@ -209,22 +224,23 @@ impl<'a, V: View> Work<'a, V> {
 
     /// Returns the open bucket's row, to be changed; the refusal where the shard does not serve it.
     pub(super) fn bucket(&mut self, bucket: BucketId) -> Decided<&mut Kept<OpenBucketRow>> {
-        self.load_bucket(bucket)?;
-        let row = self.buckets.get_mut(&bucket).expect("loaded in the line above");
+        let row = &mut self.load_bucket(bucket)?.now;
         Ok(row.as_mut().ok_or_else(|| refuse(RefusalKind::NoSuchBucket, format!("bucket {bucket} is not open here"))))
     }
 
-    fn load_bucket(&mut self, bucket: BucketId) -> Result<(), StateError> {
-        if !self.buckets.contains_key(&bucket) {
-            let row = self.read_kept(Family::State, &keys::open_bucket(bucket))?;
-            self.buckets.insert(bucket, row);
+    fn load_bucket(&mut self, bucket: BucketId) -> Result<&mut Bucket, StateError> {
+        if let Entry::Vacant(place) = self.buckets.entry(bucket) {
+            let row = self.view.get(Family::State, &keys::open_bucket(bucket))?;
+            let before = row.map(|row| Kept::decode(Family::State, &row)).transpose()?;
+            place.insert(Bucket { now: before.clone(), before });
         }
-        Ok(())
+        Ok(self.buckets.get_mut(&bucket).expect("put there in the lines above"))
     }
 
     /// Opens a bucket or, with none, closes it.
-    pub(super) fn set_bucket(&mut self, bucket: BucketId, row: Option<OpenBucketRow>) {
-        self.buckets.insert(bucket, row.map(Kept::new));
+    pub(super) fn set_bucket(&mut self, bucket: BucketId, row: Option<OpenBucketRow>) -> Result<(), StateError> {
+        self.load_bucket(bucket)?.now = row.map(Kept::new);
+        Ok(())
     }
 }
 

@@ -52,13 +52,18 @@ fn list_all(reader: &crate::state::Reader<RocksStore>, encoded: bool) -> (u64, u
     }
 }
 
-#[test]
-#[ignore = "a measurement of some minutes"]
-fn list_and_put_costs() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = RocksStore::open(&folder.path().join("db"), &RocksMemory::default()).unwrap();
+fn open(folder: &std::path::Path) -> Replica<RocksStore> {
+    let store = RocksStore::open(&folder.join("db"), &RocksMemory::default()).unwrap();
     let mut shard = Replica::new(store, SHARD);
     shard.run(Command::OpenBucket(BUCKET));
+    shard
+}
+
+#[test]
+#[ignore = "a measurement of a minute"]
+fn list_costs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = open(folder.path());
     let start = cpu_ns();
     for first in (0..KEYS).step_by(1_000) {
         let put = |number| Command::PutObject(put_stripes(&key(number), vec![stripe(number, 1 << 20)]));
@@ -80,6 +85,21 @@ fn list_and_put_costs() {
             );
         }
     }
+    for body in [false, true] {
+        let start = cpu_ns();
+        for number in 0..PUTS {
+            let query = ObjectQuery { bucket: BUCKET, key: key(number * 7_919 % KEYS), body };
+            assert!(matches!(reader.query(&Query::Object(query)), Ok(Reply::Object(_))));
+        }
+        println!("Object, body {body}: {} ns each", (cpu_ns() - start) / PUTS);
+    }
+}
+
+#[test]
+#[ignore = "a measurement of some seconds"]
+fn put_costs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = open(folder.path());
     let body: &'static [u8] = vec![0x5a; 4096].leak();
     for (entry, overwrite) in [(1, false), (16, false), (64, false), (16, true)] {
         let mut entries = Vec::new();
@@ -97,10 +117,4 @@ fn list_and_put_costs() {
         }
         println!("PutObject 4 KiB, {entry} an entry, overwrite {overwrite}: {} ns each", (cpu_ns() - start) / PUTS);
     }
-    let start = cpu_ns();
-    for number in 0..PUTS {
-        let query = ObjectQuery { bucket: BUCKET, key: key(number * 47 % KEYS), body: true };
-        assert!(matches!(reader.query(&Query::Object(query)), Ok(Reply::Object(_))));
-    }
-    println!("Object with body: {} ns each", (cpu_ns() - start) / PUTS);
 }
