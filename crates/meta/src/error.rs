@@ -11,7 +11,9 @@ pub enum MetaError {
     #[error("invalid setting: {0}")]
     Invalid(String),
     /// The Raft log is damaged at or below what this voter has acknowledged: it must never vote again under its id.
-    #[error("{node} must not vote again: its Raft log is damaged below the acknowledged floor: {reason}; remove the voter and add the node under a new id")]
+    #[error(
+        "{node} must not vote again: its Raft log is damaged below the acknowledged floor: {reason}; remove the voter and add the node under a new id"
+    )]
     Damaged {
         /// The voter.
         node: NodeId,
@@ -52,6 +54,17 @@ impl MetaError {
 impl From<WireError> for MetaError {
     fn from(error: WireError) -> Self {
         MetaError::Corrupt(error.to_string())
+    }
+}
+
+impl From<crate::state::StateError> for MetaError {
+    fn from(error: crate::state::StateError) -> Self {
+        use crate::state::StateError;
+        match error {
+            StateError::Io { context, source } => MetaError::Io { context, source },
+            StateError::Row { .. } => MetaError::Corrupt(error.to_string()),
+            StateError::Database(_) | StateError::Stopped(_) => MetaError::Database(error.to_string()),
+        }
     }
 }
 

@@ -10,9 +10,15 @@
 //! is the Raft log on the journal, one for all groups of a node; `ledger` refuses voters that have
 //! lost their memory; `node` puts them together. DESIGN.md has the formats and the crash argument.
 
+mod batch;
 mod config;
 mod error;
+mod files;
+mod ledger;
+mod log;
 mod node;
+mod planted;
+mod raft;
 pub mod state;
 mod stats;
 

@@ -1,56 +1,277 @@
 //! A voter: its groups, their leaders' duties, and what it answers.
 
-use crate::{MetaConfig, MetaError, MetaStats};
+mod admin;
+mod duties;
+mod groups;
+mod proposer;
+mod reads;
+mod voter_file;
+
+use crate::ledger::Ledger;
+use crate::log::engine::lock;
+use crate::log::handle::NodeLog;
+use crate::raft::group::RaftGroup;
+use crate::raft::machine::blocking;
+use crate::raft::message::{RaftCall, RaftHeader, RaftReply};
+use crate::raft::network::Wires;
+use crate::state::RocksMemory;
+use crate::stats::{GroupStats, MetaStats, ReplicaState};
+use crate::{MetaConfig, MetaError};
 use bytes::Bytes;
-use plinth_protocol::meta::{AdminReply, AdminRequest, MetaRequest, Reply};
-use plinth_protocol::{Failure, NodeId};
+use plinth_protocol::meta::{
+    AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, Mutation, Outcome, Query, Reply,
+};
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{Failure, FailureKind, GroupId, NodeId, RequestId};
 use plinth_transport::{Link, Response};
-use std::sync::Arc;
+use proposer::Proposer;
+use reads::Reads;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+/// How long a stopping voter waits for another to take over its groups.
+const HAND_OVER_MAX: Duration = Duration::from_millis(1_500);
+/// How long it waits for calls in flight to let go of the log.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// The metadata of one node: a voter of the system group and of object shards. Cheap to clone.
 #[derive(Clone)]
 pub struct MetaNode {
-    config: Arc<MetaConfig>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables)]
+/// One open group with its queues and tasks.
+pub(crate) struct OpenGroup {
+    pub(crate) raft: RaftGroup,
+    pub(crate) proposer: Arc<Proposer>,
+    pub(crate) reads: Arc<Reads>,
+    pub(crate) leader_changes: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: MetaConfig,
+    pub(crate) wires: Arc<Wires>,
+    pub(crate) ledger: Arc<Ledger>,
+    memory: RocksMemory,
+    log: tokio::sync::Mutex<Option<NodeLog>>,
+    groups: RwLock<BTreeMap<GroupId, Arc<OpenGroup>>>,
+    duties: Mutex<Vec<JoinHandle<()>>>,
+    requests: AtomicU64,
+}
+
 impl MetaNode {
     /// Opens the voter's log and databases, and takes part in its groups from then on. Returns without waiting for
     /// a leader. Fails with `Damaged` where the voter must not vote again.
     pub async fn start(config: MetaConfig, link: Arc<dyn Link>) -> Result<MetaNode, MetaError> {
-        unimplemented!("being written")
+        let inner = groups::open_node(config, link).await?;
+        let duties = tokio::spawn(duties::run(Arc::downgrade(&inner)));
+        lock(&inner.duties).push(duties);
+        Ok(MetaNode { inner })
     }
 
     /// Decides a mutation or answers a query. Fails with `NotLeader` where another node leads the group, with
     /// `Busy` where too much waits, with `Unknown` where a mutation may or may not have been decided: ask again
     /// with the same request id.
     pub async fn handle_meta(&self, request: MetaRequest, deadline: Instant) -> Result<Reply, Failure> {
-        unimplemented!("being written")
+        match request {
+            MetaRequest::Mutate(mutation) => self.inner.mutate(&mutation, deadline).await.map(Reply::Outcome),
+            MetaRequest::Query(GroupQuery { group, query }) => self.inner.query(group, query, deadline).await,
+        }
     }
 
     /// As [`MetaNode::handle_meta`], with the reply's bytes; listings are not taken apart on the way.
     pub async fn handle_meta_encoded(&self, request: MetaRequest, deadline: Instant) -> Result<Bytes, Failure> {
-        unimplemented!("being written")
+        match request {
+            MetaRequest::Query(GroupQuery { group, query }) => self.inner.query_encoded(group, query, deadline).await,
+            mutate => Ok(self.handle_meta(mutate, deadline).await?.to_bytes()),
+        }
     }
 
     /// Answers a message of another voter, after its identity has been checked against group 0's record.
     pub async fn handle_raft(&self, from: NodeId, header: Bytes, payload: Bytes) -> Result<Response, Failure> {
-        unimplemented!("being written")
+        let header = RaftHeader::decode(&header)?;
+        if header.from.node != from {
+            return Err(Failure::new(FailureKind::Denied, format!("{from} speaks for {}", header.from.node)));
+        }
+        self.inner.ledger.admit(&header.from)?;
+        if let Err(failure) = self.inner.ledger.check_addressee(header.expected) {
+            tracing::error!(peer = %from, %failure, "this voter is not heard by its peers");
+            return Err(failure);
+        }
+        let group = self.inner.group_for(header.group, header.call).await?;
+        let body = group.raft.handle(header.call, &header.body, payload).await?;
+        let reply = RaftReply { from: self.inner.ledger.identity(), body };
+        Ok(Response { header: reply.to_bytes(), payload: Vec::new() })
     }
 
     /// Answers an operator. Changes of membership must reach the leader of the system group.
     pub async fn handle_admin(&self, request: AdminRequest) -> Result<AdminReply, Failure> {
-        unimplemented!("being written")
+        admin::handle(&self.inner, request).await
     }
 
     /// Returns the voter's counters.
     pub async fn stats(&self) -> MetaStats {
-        unimplemented!("being written")
+        let log = match &*self.inner.log.lock().await {
+            Some(log) => log.stat().await.unwrap_or_default(),
+            None => Default::default(),
+        };
+        let groups = self.inner.open_groups().iter().map(|group| group_stats(group)).collect();
+        MetaStats {
+            groups,
+            log_batches: log.journal.batches,
+            log_records: log.journal.records,
+            log_bytes_written: log.journal.bytes,
+            log_syncs: log.journal.syncs,
+            log_free_bytes: log.free_bytes,
+            log_size_bytes: log.size_bytes,
+            refused_messages: self.inner.ledger.refused(),
+        }
     }
 
     /// Gives leadership away, flushes, and closes log and databases.
     pub async fn shutdown(self) {
-        unimplemented!("being written")
+        for task in lock(&self.inner.duties).drain(..) {
+            task.abort();
+        }
+        self.inner.hand_over().await;
+        let groups = std::mem::take(&mut *self.inner.groups.write().unwrap_or_else(|e| e.into_inner()));
+        for group in groups.values() {
+            group.raft.stop().await;
+            group.tasks.iter().for_each(JoinHandle::abort);
+        }
+        drop(groups);
+        if let Some(log) = self.inner.log.lock().await.take() {
+            // A call that is still being answered may hold on to the log.
+            if tokio::time::timeout(CLOSE_MAX, log.close()).await.is_err() {
+                tracing::warn!("raft log was left open: calls are still in flight");
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Returns an open group.
+    pub(crate) fn group(&self, group: GroupId) -> Result<Arc<OpenGroup>, Failure> {
+        let groups = self.groups.read().unwrap_or_else(|e| e.into_inner());
+        groups.get(&group).cloned().ok_or_else(|| MetaError::NoGroup(group).into())
+    }
+
+    /// Returns all open groups.
+    pub(crate) fn open_groups(&self) -> Vec<Arc<OpenGroup>> {
+        self.groups.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect()
+    }
+
+    /// Returns the group that a message is for; one that this node is to join is opened.
+    async fn group_for(self: &Arc<Self>, group: GroupId, call: RaftCall) -> Result<Arc<OpenGroup>, Failure> {
+        match self.group(group) {
+            Ok(open) => Ok(open),
+            Err(_) if matches!(call, RaftCall::Append | RaftCall::SnapshotBegin) => {
+                Ok(groups::join(self, group).await?)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Decides a mutation in its group.
+    pub(crate) async fn mutate(&self, mutation: &Mutation, deadline: Instant) -> Result<Outcome, Failure> {
+        let group = self.group(mutation.group)?;
+        let moment = group.raft.moment();
+        if moment.state != ReplicaState::Leader {
+            return Err(proposer::not_leader(moment.leader));
+        }
+        group.proposer.mutate(mutation, deadline).await
+    }
+
+    /// Decides a command of this node's own.
+    pub(crate) async fn command(&self, group: GroupId, command: Command, wait: Duration) -> Result<Outcome, Failure> {
+        let count = self.requests.fetch_add(1, Ordering::Relaxed);
+        let request = RequestId(u128::from(self.config.seed) << 64 | u128::from(count));
+        let mutation = Mutation { group, request, writer: None, token: None, command };
+        self.mutate(&mutation, Instant::now() + wait).await
+    }
+
+    /// Answers a query at a read index.
+    pub(crate) async fn query(&self, group: GroupId, query: Query, deadline: Instant) -> Result<Reply, Failure> {
+        let open = self.group(group)?;
+        open.reads.ready(deadline).await?;
+        let reader = open.raft.shard().reader();
+        if walks(&query) {
+            return blocking(move || Ok(reader.query(&query))).await?;
+        }
+        reader.query(&query)
+    }
+
+    /// As [`Inner::query`], with the reply's bytes.
+    async fn query_encoded(&self, group: GroupId, query: Query, deadline: Instant) -> Result<Bytes, Failure> {
+        let open = self.group(group)?;
+        open.reads.ready(deadline).await?;
+        let reader = open.raft.shard().reader();
+        let walks = walks(&query);
+        let answer = move || {
+            let mut out = Vec::new();
+            reader.query_encoded(&query, &mut out).map(|()| Bytes::from(out))
+        };
+        match walks {
+            true => blocking(move || Ok(answer())).await?,
+            false => answer(),
+        }
+    }
+
+    /// Waits a little for others to lead the groups that this node leads.
+    async fn hand_over(&self) {
+        let groups = self.open_groups();
+        for group in &groups {
+            group.raft.give_away().await;
+        }
+        let handed = async {
+            for group in &groups {
+                let mut changes = group.raft.changes();
+                let alone = group.raft.status().voters.len() < 2;
+                while !alone && group.raft.is_leader() && changes.next().await {}
+            }
+        };
+        // Where nobody takes over in time, an election follows.
+        let _ = tokio::time::timeout(HAND_OVER_MAX, handed).await;
+    }
+}
+
+/// Whether a query may walk over many rows: those leave the tasks' threads.
+fn walks(query: &Query) -> bool {
+    !matches!(
+        query,
+        Query::Object(_) | Query::Upload(_) | Query::Bucket(_) | Query::AccessKey(_) | Query::Map(_) | Query::Voters
+    )
+}
+
+fn group_stats(open: &OpenGroup) -> GroupStats {
+    let status = open.raft.status();
+    let moment = open.raft.moment();
+    let proposals = &open.proposer.stats;
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let (log_entries, log_bytes) = open.raft.log().with_view(|view| view.size());
+    GroupStats {
+        group: status.group,
+        state: moment.state,
+        leader: moment.leader,
+        leader_changes: count(&open.leader_changes),
+        term: moment.term,
+        last_log: status.last_log,
+        applied: status.applied,
+        commit_buckets: std::array::from_fn(|at| count(&proposals.commit_buckets[at])),
+        commit_us_total: count(&proposals.commit_us_total),
+        mutations: count(&proposals.mutations),
+        entries: count(&proposals.entries),
+        failed_proposals: count(&proposals.failed),
+        reads: count(&open.reads.answered),
+        read_rounds: count(&open.reads.rounds),
+        peer_lag: status.matched.iter().map(|(node, at)| (*node, status.last_log.saturating_sub(*at))).collect(),
+        database_bytes: open.raft.shard().database_bytes(),
+        log_entries: log_entries as u64,
+        log_bytes,
     }
 }

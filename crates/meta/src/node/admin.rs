@@ -1,0 +1,230 @@
+//! An operator's requests: status, voters, placement.
+
+use super::Inner;
+use crate::raft::message::{Change, Learner, RaftCall};
+use crate::state::placement;
+use plinth_protocol::map::{ClusterMap, NodeRecord, ShardRecord, ShardStart};
+use plinth_protocol::meta::{AdminReply, AdminRequest, Command, Outcome, Query, RaftStatus, Reply, SetVoters};
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{BucketId, Failure, FailureKind, GROUP_SYSTEM, GroupId, NodeId, Role};
+use plinth_transport::Peer;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long one step of a change may take, catching up apart.
+const STEP_MAX: Duration = Duration::from_secs(10);
+/// Pause between two tries of a step.
+const STEP_RETRY: Duration = Duration::from_millis(100);
+
+/// Answers an operator.
+pub(super) async fn handle(inner: &Arc<Inner>, request: AdminRequest) -> Result<AdminReply, Failure> {
+    match request {
+        AdminRequest::RaftStatus => {
+            let groups = inner.open_groups().iter().map(|group| group.raft.status()).collect();
+            Ok(AdminReply::RaftStatus(RaftStatus { groups }))
+        }
+        AdminRequest::AddVoter(node) => add_voter(inner, node).await.map(AdminReply::Done),
+        AdminRequest::RemoveVoter(node) => remove_voter(inner, node).await.map(AdminReply::Done),
+        AdminRequest::RebuildPlacement => rebuild_placement(inner).await.map(AdminReply::Done),
+        AdminRequest::AddDisk(_) | AdminRequest::StopNode(_) | AdminRequest::StartNode(_) => {
+            Err(Failure::new(FailureKind::Invalid, "a voter does not serve this request"))
+        }
+    }
+}
+
+/// Returns the map as it stands; fails with `NotLeader` where this node does not lead the system group.
+async fn map(inner: &Arc<Inner>) -> Result<ClusterMap, Failure> {
+    match inner.query(GROUP_SYSTEM, Query::Map(None), Instant::now() + STEP_MAX).await? {
+        Reply::Map(map) => Ok(map),
+        _ => Err(Failure::new(FailureKind::Unavailable, "the cluster has not been founded")),
+    }
+}
+
+fn meta_node(map: &ClusterMap, node: NodeId) -> Result<NodeRecord, Failure> {
+    let record =
+        map.node(node).ok_or_else(|| Failure::new(FailureKind::NotFound, format!("{node} is not registered")))?;
+    if !record.roles.contains(&Role::Meta) {
+        return Err(Failure::new(FailureKind::Invalid, format!("{node} does not have the meta role")));
+    }
+    Ok(record.clone())
+}
+
+fn all_groups(map: &ClusterMap) -> Vec<GroupId> {
+    std::iter::once(GROUP_SYSTEM).chain(map.shards.iter().map(|shard| shard.group)).collect()
+}
+
+/// Makes a registered node a voter of every group: a learner first, a voter once it has caught up.
+async fn add_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failure> {
+    let map = map(inner).await?;
+    let record = meta_node(&map, node)?;
+    for group in all_groups(&map) {
+        let learner = Learner { node, address: record.address.clone() };
+        let catch_up = Duration::from_millis(inner.config.limits.catch_up_ms);
+        change(inner, &map, group, Change::AddLearner(learner), catch_up).await?;
+    }
+    for group in all_groups(&map) {
+        change(inner, &map, group, Change::Promote(node), STEP_MAX).await?;
+        set_voters(inner, &map, group, |voters| voters.push(node)).await?;
+    }
+    Ok(format!("{node} votes in {} groups", all_groups(&map).len()))
+}
+
+/// Removes a voter from every group. Refuses where the rest could not decide anything.
+async fn remove_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failure> {
+    let map = map(inner).await?;
+    let groups = all_groups(&map);
+    for group in &groups {
+        check_removal(inner, &map, *group, node).await?;
+    }
+    if node == inner.config.node {
+        return give_away_and_refuse(inner).await;
+    }
+    for group in &groups {
+        if leader_of(inner, &map, *group).await? == node {
+            change(inner, &map, *group, Change::Transfer(inner.config.node), STEP_MAX).await?;
+            wait_for_other_leader(inner, &map, *group, node).await?;
+        }
+        // The map first: a client must not be sent to a node that is gone.
+        set_voters(inner, &map, *group, |voters| voters.retain(|voter| *voter != node)).await?;
+        change(inner, &map, *group, Change::Remove(node), STEP_MAX).await?;
+    }
+    Ok(format!("{node} votes in no group any more"))
+}
+
+/// A leader can't see its own removal through: another must lead first.
+async fn give_away_and_refuse(inner: &Arc<Inner>) -> Result<String, Failure> {
+    let group = inner.group(GROUP_SYSTEM)?;
+    group.raft.give_away().await;
+    let deadline = Instant::now() + STEP_MAX;
+    while group.raft.is_leader() && Instant::now() < deadline {
+        tokio::time::sleep(STEP_RETRY).await;
+    }
+    Err(super::proposer::not_leader(group.raft.moment().leader))
+}
+
+/// Refuses a removal that would leave a group without a majority that answers.
+async fn check_removal(inner: &Arc<Inner>, map: &ClusterMap, group: GroupId, node: NodeId) -> Result<(), Failure> {
+    let voters = voters_of(map, group);
+    let rest: Vec<NodeId> = voters.iter().copied().filter(|voter| *voter != node).collect();
+    if rest.is_empty() {
+        return Err(Failure::new(FailureKind::Invalid, format!("{node} is the only voter of {group}")));
+    }
+    let up = |voter: &&NodeId| {
+        map.node(**voter).is_some_and(|record| record.state == plinth_protocol::map::State::Up)
+            || **voter == inner.config.node
+    };
+    let answering = rest.iter().filter(up).count();
+    if answering * 2 <= rest.len() {
+        let text = format!("of the {} voters of {group} that would be left only {answering} are up", rest.len());
+        return Err(Failure::new(FailureKind::Conflict, text));
+    }
+    Ok(())
+}
+
+fn voters_of(map: &ClusterMap, group: GroupId) -> Vec<NodeId> {
+    match map.shards.iter().find(|shard| shard.group == group) {
+        Some(shard) => shard.voters.clone(),
+        None => map.voters.clone(),
+    }
+}
+
+/// Writes a group's voters into the map.
+async fn set_voters(
+    inner: &Arc<Inner>,
+    planned: &ClusterMap,
+    group: GroupId,
+    edit: impl FnOnce(&mut Vec<NodeId>),
+) -> Result<(), Failure> {
+    let mut voters = voters_of(planned, group);
+    edit(&mut voters);
+    voters.sort();
+    voters.dedup();
+    let start = planned.shards.iter().find(|shard| shard.group == group).map(|shard| shard.start.clone());
+    let start = start.unwrap_or(ShardStart { bucket: BucketId(0), key: String::new() });
+    let shard = ShardRecord { group, start, voters };
+    match inner.command(GROUP_SYSTEM, Command::SetVoters(SetVoters { shard }), STEP_MAX).await? {
+        Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
+        _ => Ok(()),
+    }
+}
+
+/// Has a group's leader change its membership; tries again while leadership moves or another change is under way.
+async fn change(
+    inner: &Arc<Inner>,
+    map: &ClusterMap,
+    group: GroupId,
+    change: Change,
+    wait: Duration,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let tried = tokio::time::timeout(left, try_change(inner, map, group, change.clone(), left)).await;
+        let failure = match tried {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::new(FailureKind::Unavailable, format!("{group}: the change takes too long")),
+        };
+        let again = matches!(
+            failure.kind,
+            FailureKind::NotLeader | FailureKind::Conflict | FailureKind::Unavailable | FailureKind::Unknown
+        );
+        if !again || Instant::now() + STEP_RETRY >= deadline {
+            return Err(failure);
+        }
+        tokio::time::sleep(STEP_RETRY).await;
+    }
+}
+
+async fn try_change(
+    inner: &Arc<Inner>,
+    map: &ClusterMap,
+    group: GroupId,
+    change: Change,
+    deadline: Duration,
+) -> Result<(), Failure> {
+    let leader = leader_of(inner, map, group).await?;
+    if leader == inner.config.node {
+        return inner.group(group)?.raft.change(change).await;
+    }
+    let address = map.node(leader).map(|record| record.address.clone()).unwrap_or_default();
+    let peer = Peer { node: leader, incarnation: None, address };
+    inner.wires.call(&peer, group, RaftCall::Change, change.to_bytes(), Vec::new(), deadline).await.map(drop)
+}
+
+/// Returns who leads a group, as this node's replica of it knows.
+async fn leader_of(inner: &Arc<Inner>, map: &ClusterMap, group: GroupId) -> Result<NodeId, Failure> {
+    let leader = inner.group(group).ok().and_then(|open| open.raft.moment().leader);
+    let known = leader.filter(|leader| map.node(*leader).is_some());
+    known.ok_or_else(|| Failure::new(FailureKind::Unavailable, format!("no leader of {group} is known")))
+}
+
+async fn wait_for_other_leader(
+    inner: &Arc<Inner>,
+    map: &ClusterMap,
+    group: GroupId,
+    node: NodeId,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + STEP_MAX;
+    loop {
+        match leader_of(inner, map, group).await {
+            Ok(leader) if leader != node => return Ok(()),
+            _ if Instant::now() >= deadline => {
+                return Err(Failure::new(FailureKind::Unavailable, format!("{node} still leads {group}")));
+            }
+            _ => tokio::time::sleep(STEP_RETRY).await,
+        }
+    }
+}
+
+/// Plans placement groups over the disks that are up, and commits them.
+async fn rebuild_placement(inner: &Arc<Inner>) -> Result<String, Failure> {
+    let map = map(inner).await?;
+    let plan = placement::plan(&map, None).map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
+    let (added, closed) = (plan.add.len(), plan.close.len());
+    match inner.command(GROUP_SYSTEM, Command::ChangePlacement(plan), STEP_MAX).await? {
+        Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
+        _ => Ok(format!("{added} placement groups added, {closed} closed")),
+    }
+}

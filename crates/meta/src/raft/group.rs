@@ -1,0 +1,489 @@
+//! One running group: a replica with its log, its machine and its peers, in our own words.
+
+use super::machine::{Shard, ShardMachine, SnapshotFolder, blocking};
+use super::message::{
+    AppendReply, AppendWords, BallotReply, BallotWords, Change, LogPair, RaftCall, SnapshotBegin, SnapshotChunk,
+    SnapshotEnd, TransferReply, TransferWords, VotePair, nothing, open,
+};
+use super::network::{Factory, Wires, overrules};
+use super::snapshot::Incoming;
+use super::store::LogStore;
+use super::words::{Batch, Callback, Config, from_log_entry, from_raft, from_raft_vote, to_raft, to_raft_vote};
+
+use crate::log::handle::GroupLog;
+use crate::log::record::{ENTRY_HEAD_BYTES, LogEntry, VoteWords, decode_entry_head};
+use crate::stats::ReplicaState;
+use crate::{MetaError, MetaLimits};
+use bytes::Bytes;
+use openraft::async_runtime::watch::{Watch, WatchReceiver};
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::impls::BasicNode;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+};
+use openraft::{AsyncRuntime, ChangeMembers, ReadPolicy, ServerState, SnapshotPolicy, TokioRuntime};
+use plinth_protocol::meta::{Outcome, RaftGroupStatus};
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{Failure, FailureKind, GroupId, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+type Raft = openraft::Raft<Config, ShardMachine>;
+
+/// Milliseconds that a removed leader goes on to lead, so that followers hear of its removal.
+const STEP_DOWN_MS: u64 = 150;
+/// How long a snapshot may take on its way, all pieces together.
+const SNAPSHOT_TIME_MS: u64 = 6 * 3600 * 1000;
+
+/// Why a proposal has no outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ProposeError {
+    /// Another node leads; nothing was proposed.
+    NotLeader(Option<NodeId>),
+    /// This node leads but may not take proposals at this moment; nothing was proposed.
+    NotYet,
+    /// It may or may not be decided: leadership went over meanwhile.
+    Unknown,
+    /// The replica has stopped; it may or may not be decided.
+    Stopped(String),
+}
+
+/// One replica of one group. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct RaftGroup {
+    pub(crate) group: GroupId,
+    node: NodeId,
+    raft: Raft,
+    shard: Arc<Shard>,
+    log: GroupLog,
+    wires: Arc<Wires>,
+    folder: PathBuf,
+    incoming: Arc<tokio::sync::Mutex<Option<Incoming>>>,
+}
+
+/// What a group's metrics show at one moment.
+pub(crate) struct GroupMoment {
+    pub(crate) state: ReplicaState,
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) term: u64,
+}
+
+impl RaftGroup {
+    /// Starts the replica: recovers log and state, then takes part.
+    pub(crate) async fn start(
+        group: GroupId,
+        node: NodeId,
+        wires: Arc<Wires>,
+        log: GroupLog,
+        shard: Arc<Shard>,
+        machine: ShardMachine,
+        folder: PathBuf,
+    ) -> Result<RaftGroup, MetaError> {
+        let config = Arc::new(raft_config(group, &wires.limits)?);
+        let store = LogStore::new(log.clone(), wires.limits.append_bytes_max);
+        let factory = Factory { wires: wires.clone(), group };
+        let raft = Raft::build(node.0, config, factory, store, machine)
+            .await
+            .map_err(|fatal| MetaError::Stopped(format!("{group}: {fatal}")))?;
+        shard.set_running();
+        raft.run();
+        let incoming = Arc::default();
+        Ok(RaftGroup { group, node, raft, shard, log, wires, folder, incoming })
+    }
+
+    /// Founds the group with these voters, where it has not been founded. Every founding voter may call it.
+    pub(crate) async fn initialize(&self, voters: &BTreeMap<NodeId, String>) -> Result<(), MetaError> {
+        let members: BTreeMap<u64, BasicNode> =
+            voters.iter().map(|(node, address)| (node.0, BasicNode::new(address))).collect();
+        match self.raft.initialize(members).await {
+            // An error of the interface means: the log is not empty, so the group has been founded.
+            Ok(()) | Err(RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(error)) => Err(MetaError::Invalid(error.to_string())),
+            Err(RaftError::Fatal(fatal)) => Err(MetaError::Stopped(fatal.to_string())),
+        }
+    }
+
+    /// Returns the replica's rows.
+    pub(crate) fn shard(&self) -> &Arc<Shard> {
+        &self.shard
+    }
+
+    /// Returns the group's part of the log.
+    pub(crate) fn log(&self) -> &GroupLog {
+        &self.log
+    }
+
+    /// Proposes a batch; `take` is called with the outcomes once it is applied here, or with why not.
+    pub(crate) async fn propose(
+        &self,
+        batch: Bytes,
+        take: impl FnOnce(Result<Vec<Outcome>, ProposeError>) + Send + 'static,
+    ) {
+        // Openraft drops the responder without a word when it stops: the guard still answers.
+        let mut guard = Some(TakeOnce(Some(take)));
+        let responder = Callback::new(move |result: openraft::raft::ClientWriteResult<Config>| {
+            if let Some(take) = guard.take() {
+                take.call(match result {
+                    Ok(response) => Ok(response.data),
+                    Err(error) => Err(propose_error(&error)),
+                });
+            }
+        });
+        // Where openraft has stopped it drops the responder, and the guard answers.
+        let _ = self.raft.client_write_ff(Batch(batch), Some(responder)).await;
+    }
+
+    /// Confirms that this node leads and has applied everything committed before the call.
+    pub(crate) async fn read_index(&self) -> Result<(), Failure> {
+        let linearizer = match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => linearizer,
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                return Err(self.not_leader(&forward));
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(error))) => {
+                return Err(Failure::new(FailureKind::Unavailable, error.to_string()));
+            }
+            Err(RaftError::Fatal(fatal)) => return Err(stopped(&fatal)),
+        };
+        linearizer.await_ready(&self.raft).await.map(drop).map_err(|fatal| stopped(&fatal))
+    }
+
+    fn not_leader(&self, forward: &ForwardToLeader<Config>) -> Failure {
+        let leader = forward.leader_id.map(NodeId).filter(|leader| *leader != self.node);
+        let mut failure = Failure::new(FailureKind::NotLeader, format!("{} is led elsewhere", self.group));
+        failure.leader = leader;
+        failure
+    }
+
+    /// Returns who leads, what this replica is, and the term.
+    pub(crate) fn moment(&self) -> GroupMoment {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let state = match (&metrics.running_state, metrics.state) {
+            (Err(_), _) | (_, ServerState::Shutdown) => ReplicaState::Stopped,
+            (_, ServerState::Learner) => ReplicaState::Learner,
+            (_, ServerState::Follower) => ReplicaState::Follower,
+            (_, ServerState::Candidate) => ReplicaState::Candidate,
+            (_, ServerState::Leader) => ReplicaState::Leader,
+        };
+        GroupMoment { state, leader: metrics.current_leader.map(NodeId), term: metrics.current_term }
+    }
+
+    /// Returns why the replica has stopped, where it has.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.raft.metrics().borrow_watched().running_state.as_ref().err().map(ToString::to_string)
+    }
+
+    /// Returns the way to be told of any change of the replica's state.
+    pub(crate) fn changes(&self) -> GroupChanges {
+        GroupChanges(self.raft.metrics())
+    }
+
+    /// Returns whether this node leads the group.
+    pub(crate) fn is_leader(&self) -> bool {
+        self.moment().state == ReplicaState::Leader
+    }
+
+    /// Returns the replica's view of the group.
+    pub(crate) fn status(&self) -> RaftGroupStatus {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let matched = metrics.replication.iter().flatten();
+        RaftGroupStatus {
+            group: self.group,
+            leader: metrics.current_leader.map(NodeId),
+            term: metrics.current_term,
+            last_log: metrics.last_log_index.unwrap_or(0),
+            applied: metrics.last_applied.as_ref().map_or(0, |id| id.index),
+            voters: membership.voter_ids().map(NodeId).collect::<BTreeSet<_>>().into_iter().collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            matched: matched.map(|(node, id)| (NodeId(*node), id.as_ref().map_or(0, |id| id.index))).collect(),
+        }
+    }
+
+    /// Flushes the database and purges the log, where enough has been applied or enough time has gone by.
+    pub(crate) async fn keep(&self, since_flush: Duration) -> bool {
+        let limits = &self.wires.limits;
+        let bytes = self.shard.unflushed_bytes.load(Ordering::Relaxed);
+        let entries = self.shard.unflushed_entries.load(Ordering::Relaxed);
+        let old = entries > 0 && since_flush >= Duration::from_millis(limits.flush_ms);
+        let due = bytes >= limits.flush_bytes || entries >= limits.flush_entries || old;
+        if due {
+            // An error means that the replica has stopped, which its metrics tell.
+            let _ = self.raft.trigger().snapshot().await;
+        }
+        if let Some(upto) = self.purge_upto() {
+            let _ = self.raft.trigger().purge_log(upto).await;
+        }
+        due
+    }
+
+    /// Returns up to where the log may go: flushed, and beyond what is kept for followers that lag.
+    fn purge_upto(&self) -> Option<u64> {
+        let flushed = self.shard.flushed()?.index;
+        let keep = self.wires.limits.log_keep_bytes;
+        self.log.with_view(|view| view.purge_candidate(flushed, keep))
+    }
+
+    /// Changes the membership; only on the leader.
+    pub(crate) async fn change(&self, change: Change) -> Result<(), Failure> {
+        let changed = match change {
+            Change::AddLearner(learner) => {
+                self.raft.add_learner(learner.node.0, BasicNode::new(learner.address), true).await.map(drop)
+            }
+            Change::Promote(node) => {
+                let voters = ChangeMembers::AddVoterIds(BTreeSet::from([node.0]));
+                self.raft.change_membership(voters, true).await.map(drop)
+            }
+            Change::Remove(node) => {
+                let nodes = BTreeSet::from([node.0]);
+                let voters: BTreeSet<u64> = self.raft.voter_ids().collect();
+                let change = match voters.contains(&node.0) {
+                    true => ChangeMembers::RemoveVoters(nodes),
+                    false => ChangeMembers::RemoveNodes(nodes),
+                };
+                self.raft.change_membership(change, false).await.map(drop)
+            }
+            Change::Transfer(node) => return self.transfer(node).await,
+        };
+        match changed {
+            Ok(()) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(self.not_leader(&forward)),
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
+                Err(Failure::new(FailureKind::Conflict, error.to_string()))
+            }
+            Err(RaftError::APIError(error)) => Err(Failure::new(FailureKind::Unknown, error.to_string())),
+            Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal)),
+        }
+    }
+
+    async fn transfer(&self, node: NodeId) -> Result<(), Failure> {
+        self.raft.trigger().transfer_leader(node.0).await.map_err(|fatal| stopped(&fatal))
+    }
+
+    /// Gives leadership to the voter whose log is longest, where this node leads and there is another.
+    pub(crate) async fn give_away(&self) {
+        if !self.is_leader() {
+            return;
+        }
+        let status = self.status();
+        let others = status.matched.iter().filter(|(node, _)| *node != self.node && status.voters.contains(node));
+        if let Some((node, _)) = others.max_by_key(|(_, matched)| *matched) {
+            // Where it fails an election follows; nothing is lost but time.
+            let _ = self.transfer(*node).await;
+        }
+    }
+
+    /// Stops the replica. Its database is flushed first, so that the next start has little to apply.
+    pub(crate) async fn stop(&self) {
+        let shard = self.shard.clone();
+        if let Err(error) = blocking(move || shard.flush()).await {
+            tracing::warn!(group = %self.group, %error, "flush before the stop failed");
+        }
+        // An error says that the core task has panicked, which the panic hook has reported.
+        let _ = self.raft.shutdown().await;
+    }
+}
+
+/// Answering the calls of other voters.
+impl RaftGroup {
+    /// Answers a call. The caller's identity has been checked.
+    pub(crate) async fn handle(&self, call: RaftCall, body: &Bytes, payload: Bytes) -> Result<Bytes, Failure> {
+        match call {
+            RaftCall::Append => self.handle_append(open(body)?, payload).await,
+            RaftCall::Vote | RaftCall::PreVote => self.handle_ballot(call, open(body)?).await,
+            RaftCall::Transfer => self.handle_transfer(open(body)?).await,
+            RaftCall::SnapshotBegin => self.handle_snapshot_begin(open(body)?).await,
+            RaftCall::SnapshotChunk => self.handle_snapshot_chunk(open(body)?, payload).await,
+            RaftCall::SnapshotEnd => self.handle_snapshot_end(open(body)?).await,
+            RaftCall::Change => self.change(open(body)?).await.map(|()| nothing()),
+        }
+    }
+
+    async fn handle_append(&self, words: AppendWords, payload: Bytes) -> Result<Bytes, Failure> {
+        let mut entries = Vec::with_capacity(words.heads.len() / ENTRY_HEAD_BYTES);
+        let mut at = 0;
+        for head in words.heads.chunks(ENTRY_HEAD_BYTES) {
+            let (id, kind, length) = decode_entry_head(head)?;
+            if length > payload.len() - at {
+                return Err(Failure::new(FailureKind::Corrupt, "entries are cut short"));
+            }
+            let entry = LogEntry { id, kind, payload: payload.slice(at..at + length) };
+            entries.push(from_log_entry(entry)?);
+            at += length;
+        }
+        let request = AppendEntriesRequest {
+            vote: to_raft_vote(&words.vote),
+            prev_log_id: words.previous.map(to_raft),
+            entries,
+            leader_commit: words.committed.map(to_raft),
+        };
+        let reply = match self.raft.append_entries(request).await.map_err(fatal_of)? {
+            AppendEntriesResponse::Success => AppendReply::Success,
+            AppendEntriesResponse::Conflict => AppendReply::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => AppendReply::HigherVote(from_raft_vote(&vote)),
+            AppendEntriesResponse::PartialSuccess(Some(last)) => AppendReply::Partial(from_raft(&last)),
+            AppendEntriesResponse::PartialSuccess(None) => {
+                return Err(Failure::new(FailureKind::Internal, "nothing of the entries was appended"));
+            }
+        };
+        Ok(reply.to_bytes())
+    }
+
+    async fn handle_ballot(&self, call: RaftCall, words: BallotWords) -> Result<Bytes, Failure> {
+        let mut request = VoteRequest::new(to_raft_vote(&words.vote), words.last.map(to_raft));
+        request.leadership_transfer = words.transfer;
+        let response = match call {
+            RaftCall::PreVote => self.raft.pre_vote(request).await,
+            _ => self.raft.vote(request).await,
+        }
+        .map_err(fatal_of)?;
+        let reply = BallotReply {
+            vote: from_raft_vote(&response.vote),
+            granted: response.vote_granted,
+            last: response.last_log_id.as_ref().map(from_raft),
+        };
+        Ok(reply.to_bytes())
+    }
+
+    async fn handle_transfer(&self, words: TransferWords) -> Result<Bytes, Failure> {
+        let request = TransferLeaderRequest::new(to_raft_vote(&words.from), words.to.0, words.last.map(to_raft));
+        let reply = match self.raft.handle_transfer_leader(request).await.map_err(|fatal| stopped(&fatal))? {
+            Ok(()) => TransferReply::Accepted,
+            Err(TransferLeaderError::VoteChanged { expected, actual }) => TransferReply::VoteChanged(VotePair {
+                expected: from_raft_vote(&expected),
+                actual: from_raft_vote(&actual),
+            }),
+            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => TransferReply::NotFlushed(LogPair {
+                expected: expected.as_ref().map(from_raft),
+                actual: actual.as_ref().map(from_raft),
+            }),
+        };
+        Ok(reply.to_bytes())
+    }
+
+    fn standing_vote(&self, asked: &VoteWords) -> VoteWords {
+        self.log.with_view(|view| view.vote.clone()).unwrap_or_else(|| asked.clone())
+    }
+
+    async fn handle_snapshot_begin(&self, begin: SnapshotBegin) -> Result<Bytes, Failure> {
+        let standing = self.standing_vote(&begin.vote);
+        if !overrules(&standing, &begin.vote) {
+            let (files, folder) = (self.wires.files.clone(), self.folder.clone());
+            let incoming = blocking(move || Incoming::begin(files, &folder, begin.transfer)).await?;
+            *self.incoming.lock().await = Some(incoming);
+        }
+        Ok(standing.to_bytes())
+    }
+
+    async fn handle_snapshot_chunk(&self, chunk: SnapshotChunk, payload: Bytes) -> Result<Bytes, Failure> {
+        let mut slot = self.incoming.lock().await;
+        let Some(mut incoming) = slot.take_if(|incoming| incoming.transfer() == chunk.transfer) else {
+            return Err(Failure::new(FailureKind::Conflict, "another snapshot is being received"));
+        };
+        // On an error the transfer is dropped, and its folder with it.
+        let taken = blocking(move || {
+            incoming.take(&chunk.name, chunk.offset, &payload)?;
+            Ok(incoming)
+        });
+        *slot = Some(taken.await?);
+        Ok(nothing())
+    }
+
+    async fn handle_snapshot_end(&self, end: SnapshotEnd) -> Result<Bytes, Failure> {
+        let incoming = self.incoming.lock().await.take_if(|incoming| incoming.transfer() == end.transfer);
+        let Some(incoming) = incoming else {
+            return Err(Failure::new(FailureKind::Conflict, "another snapshot is being received"));
+        };
+        let files = end.files;
+        let folder = blocking(move || incoming.finish(&files)).await?;
+        let meta = end.snapshot.to_raft()?;
+        tracing::info!(group = %self.group, last = ?end.snapshot.last, "snapshot received");
+        let snapshot = super::machine::RaftSnapshot { meta, snapshot: SnapshotFolder::Files(folder) };
+        let response = self.raft.install_full_snapshot(to_raft_vote(&end.vote), snapshot).await;
+        let response = response.map_err(|fatal| stopped(&fatal))?;
+        Ok(from_raft_vote(&response.vote).to_bytes())
+    }
+}
+
+/// Tells of changes of a replica's state.
+pub(crate) struct GroupChanges(Metrics);
+
+type Metrics = <<TokioRuntime as AsyncRuntime>::Watch as Watch>::Receiver<openraft::RaftMetrics<Config>>;
+
+impl GroupChanges {
+    /// Waits for the next change; false once the replica is gone.
+    pub(crate) async fn next(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+}
+
+/// Calls a closure once: with what it is given, or, when dropped unused, with `Unknown`.
+struct TakeOnce<F: FnOnce(Result<Vec<Outcome>, ProposeError>)>(Option<F>);
+
+impl<F: FnOnce(Result<Vec<Outcome>, ProposeError>)> TakeOnce<F> {
+    fn call(mut self, result: Result<Vec<Outcome>, ProposeError>) {
+        if let Some(take) = self.0.take() {
+            take(result);
+        }
+    }
+}
+
+impl<F: FnOnce(Result<Vec<Outcome>, ProposeError>)> Drop for TakeOnce<F> {
+    fn drop(&mut self) {
+        if let Some(take) = self.0.take() {
+            take(Err(ProposeError::Stopped("the replica has stopped".into())));
+        }
+    }
+}
+
+fn propose_error(error: &ClientWriteError<Config>) -> ProposeError {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) if forward.reason == ForwardReason::LeaseExpired => {
+            ProposeError::NotYet
+        }
+        ClientWriteError::ForwardToLeader(forward) => ProposeError::NotLeader(forward.leader_id.map(NodeId)),
+        ClientWriteError::LogEntryDiscarded(_) => ProposeError::Unknown,
+        ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_) => ProposeError::Unknown,
+    }
+}
+
+fn stopped(fatal: &Fatal<Config>) -> Failure {
+    Failure::new(FailureKind::Unavailable, format!("replica stopped: {fatal}"))
+}
+
+fn fatal_of(error: RaftError<Config>) -> Failure {
+    Failure::new(FailureKind::Unavailable, error.to_string())
+}
+
+/// Openraft's settings. Snapshots and purging are ordered by [`RaftGroup::keep`], never by its own policy.
+fn raft_config(group: GroupId, limits: &MetaLimits) -> Result<openraft::Config, MetaError> {
+    let config = openraft::Config {
+        cluster_name: format!("plinth-{group}"),
+        election_timeout_min: limits.election_ms_min,
+        election_timeout_max: limits.election_ms_max,
+        heartbeat_interval: limits.heartbeat_ms,
+        // Under load appends prove liveness as well.
+        heartbeat_min_interval: Some(limits.heartbeat_ms / 2),
+        install_snapshot_timeout: SNAPSHOT_TIME_MS,
+        max_payload_entries: limits.append_entries_max,
+        replication_lag_threshold: limits.snapshot_lag_entries,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_pre_vote: Some(true),
+        removed_leader_step_down: openraft::StepDownPolicy::After(STEP_DOWN_MS),
+        allow_log_reversion: Some(false),
+        ..openraft::Config::default()
+    };
+    config.validate().map_err(|error| MetaError::Invalid(error.to_string()))
+}
+
+/// The last entry that is durable in the state, for tests.
+#[cfg(test)]
+pub(crate) fn last_flushed(group: &RaftGroup) -> Option<LogId> {
+    group.shard.flushed()
+}

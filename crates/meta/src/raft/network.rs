@@ -1,0 +1,299 @@
+//! Openraft's network on the transport: each call is one `Method::Raft` with our own header.
+//!
+//! Requests and replies carry the sender's identity; a reply from a voter that must not be heard is
+//! an error here, so that openraft never counts it.
+
+use super::machine::{RaftSnapshot, SnapshotFolder, blocking};
+use super::message::{
+    AppendReply, AppendWords, BallotReply, BallotWords, RaftCall, RaftHeader, RaftReply, SnapshotBegin, SnapshotChunk,
+    SnapshotEnd, SnapshotFile, SnapshotWords, TransferReply, TransferWords,
+};
+use super::words::{Config, RaftVote, from_raft, from_raft_vote, to_log_entry, to_raft, to_raft_vote};
+use crate::files::Files;
+use crate::ledger::Ledger;
+use crate::log::record::{VoteWords, encode_entry_head};
+use crate::{MetaError, MetaLimits};
+use bytes::Bytes;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::impls::BasicNode;
+use openraft::network::{RPCOption, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
+    VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RaftNetworkV2};
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{Failure, FailureKind, GroupId, Method, NodeId};
+use plinth_transport::{Call, Link, Peer};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What all calls of a node share.
+pub(crate) struct Wires {
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) files: Arc<dyn Files>,
+    pub(crate) limits: MetaLimits,
+    /// Counts snapshot transfers; with the session it makes their ids unique.
+    pub(crate) transfers: AtomicU64,
+}
+
+impl Wires {
+    /// Calls a voter and returns its reply's own record, after its identity has been checked.
+    pub(crate) async fn call(
+        &self,
+        peer: &Peer,
+        group: GroupId,
+        call: RaftCall,
+        body: Bytes,
+        payload: Vec<Bytes>,
+        deadline: Duration,
+    ) -> Result<Bytes, Failure> {
+        let (from, expected) = (self.ledger.identity(), self.ledger.expected(peer.node));
+        let header = RaftHeader { call, group, from, expected, body }.to_bytes();
+        let reply = self.link.call(peer, Call { method: Method::Raft, header, payload, deadline }).await?;
+        let reply = RaftReply::decode(&reply.header)?;
+        if reply.from.node != peer.node {
+            let text = format!("{} answered in the place of {}", reply.from.node, peer.node);
+            return Err(Failure::new(FailureKind::Denied, text));
+        }
+        self.ledger.admit(&reply.from)?;
+        Ok(reply.body)
+    }
+
+    fn transfer(&self) -> u128 {
+        let identity = self.ledger.identity();
+        let count = self.transfers.fetch_add(1, Ordering::Relaxed);
+        u128::from(identity.session) << 64 | u128::from(count)
+    }
+}
+
+/// Makes the networks of one group.
+pub(crate) struct Factory {
+    pub(crate) wires: Arc<Wires>,
+    pub(crate) group: GroupId,
+}
+
+impl RaftNetworkFactory<Config> for Factory {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Network {
+        Network { wires: self.wires.clone(), group: self.group, target: NodeId(target), address: node.addr.clone() }
+    }
+}
+
+/// The way from one replica to one other.
+pub(crate) struct Network {
+    wires: Arc<Wires>,
+    group: GroupId,
+    target: NodeId,
+    /// The address in the membership; the cluster map's goes before it.
+    address: String,
+}
+
+impl Network {
+    async fn call(
+        &self,
+        call: RaftCall,
+        body: Bytes,
+        payload: Vec<Bytes>,
+        deadline: Duration,
+    ) -> Result<Bytes, Failure> {
+        let address = self.wires.ledger.address(self.target).unwrap_or_else(|| self.address.clone());
+        let peer = Peer { node: self.target, incarnation: None, address };
+        let result = self.wires.call(&peer, self.group, call, body, payload, deadline).await;
+        if let Err(failure) = &result
+            && failure.kind == FailureKind::Denied
+        {
+            tracing::error!(group = %self.group, peer = %self.target, %failure, "voter is not heard");
+        }
+        result
+    }
+
+    async fn ballot(
+        &self,
+        call: RaftCall,
+        rpc: VoteRequest<Config>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Config>, RPCError<Config>> {
+        let words = BallotWords {
+            vote: from_raft_vote(&rpc.vote),
+            last: rpc.last_log_id.as_ref().map(from_raft),
+            transfer: rpc.leadership_transfer,
+        };
+        let body = self.call(call, words.to_bytes(), Vec::new(), option.soft_ttl()).await.map_err(rpc_error)?;
+        let reply = BallotReply::decode(&body).map_err(|error| rpc_error(error.into()))?;
+        Ok(VoteResponse {
+            vote: to_raft_vote(&reply.vote),
+            vote_granted: reply.granted,
+            last_log_id: reply.last.map(to_raft),
+        })
+    }
+
+    /// Sends a checkpoint's files and has them installed.
+    async fn send_snapshot(
+        &self,
+        vote: VoteWords,
+        snapshot: SnapshotWords,
+        folder: &Path,
+    ) -> Result<VoteWords, Failure> {
+        let transfer = self.wires.transfer();
+        let deadline = Duration::from_millis(self.wires.limits.snapshot_chunk_ms);
+        let begin = SnapshotBegin { transfer, vote: vote.clone(), snapshot: snapshot.clone() };
+        let reply = self.call(RaftCall::SnapshotBegin, begin.to_bytes(), Vec::new(), deadline).await?;
+        let standing = VoteWords::decode(&reply)?;
+        if overrules(&standing, &vote) {
+            return Ok(standing);
+        }
+        let listing = (self.wires.files.clone(), folder.to_owned());
+        let names = blocking(move || listing.0.list(&listing.1).map_err(MetaError::io("list a checkpoint"))).await?;
+        let mut files = Vec::new();
+        for name in names {
+            files.push(self.send_file(transfer, folder.join(&name), name, deadline).await?);
+        }
+        let end = SnapshotEnd { transfer, vote, snapshot, files };
+        // Checking, syncing and opening a large database takes longer than a piece of it.
+        let reply = self.call(RaftCall::SnapshotEnd, end.to_bytes(), Vec::new(), deadline * 30).await?;
+        Ok(VoteWords::decode(&reply)?)
+    }
+
+    async fn send_file(
+        &self,
+        transfer: u128,
+        path: PathBuf,
+        name: String,
+        deadline: Duration,
+    ) -> Result<SnapshotFile, Failure> {
+        let chunk_bytes = self.wires.limits.snapshot_chunk_bytes;
+        let mut checksum = crc32fast::Hasher::new();
+        let mut offset = 0u64;
+        loop {
+            let (files, path) = (self.wires.files.clone(), path.clone());
+            let read = move || files.read_at(&path, offset, chunk_bytes).map_err(MetaError::io("read a checkpoint"));
+            let bytes = Bytes::from(blocking(read).await?);
+            checksum.update(&bytes);
+            let length = bytes.len();
+            let chunk = SnapshotChunk { transfer, name: name.clone(), offset };
+            self.call(RaftCall::SnapshotChunk, chunk.to_bytes(), vec![bytes], deadline).await?;
+            offset += length as u64;
+            if length < chunk_bytes {
+                return Ok(SnapshotFile { name, size_bytes: offset, checksum: checksum.finalize() });
+            }
+        }
+    }
+}
+
+/// Whether the standing vote is one under which a leader with `vote` no longer leads.
+pub(crate) fn overrules(standing: &VoteWords, vote: &VoteWords) -> bool {
+    (standing.term, standing.node) > (vote.term, vote.node)
+}
+
+impl RaftNetworkV2<Config> for Network {
+    type SnapshotData = SnapshotFolder;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Config>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Config>, RPCError<Config>> {
+        let mut heads = Vec::with_capacity(rpc.entries.len() * crate::log::record::ENTRY_HEAD_BYTES);
+        let mut payload = Vec::with_capacity(rpc.entries.len());
+        for entry in rpc.entries {
+            let entry = to_log_entry(entry);
+            encode_entry_head(&entry, &mut heads);
+            if !entry.payload.is_empty() {
+                payload.push(entry.payload);
+            }
+        }
+        let words = AppendWords {
+            vote: from_raft_vote(&rpc.vote),
+            previous: rpc.prev_log_id.as_ref().map(from_raft),
+            committed: rpc.leader_commit.as_ref().map(from_raft),
+            heads: Bytes::from(heads),
+        };
+        let body =
+            self.call(RaftCall::Append, words.to_bytes(), payload, option.soft_ttl()).await.map_err(rpc_error)?;
+        match AppendReply::decode(&body).map_err(|error| rpc_error(error.into()))? {
+            AppendReply::Success => Ok(AppendEntriesResponse::Success),
+            AppendReply::Conflict => Ok(AppendEntriesResponse::Conflict),
+            AppendReply::HigherVote(vote) => Ok(AppendEntriesResponse::HigherVote(to_raft_vote(&vote))),
+            AppendReply::Partial(last) => Ok(AppendEntriesResponse::PartialSuccess(Some(to_raft(last)))),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Config>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Config>, RPCError<Config>> {
+        self.ballot(RaftCall::Vote, rpc, option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Config>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Config>, RPCError<Config>> {
+        self.ballot(RaftCall::PreVote, rpc, option).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: RaftVote,
+        snapshot: RaftSnapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Config>, StreamingError<Config>> {
+        let SnapshotFolder::Files(folder) = &snapshot.snapshot else {
+            return Err(streaming_error(Failure::new(FailureKind::Internal, "a flushed position can't be sent")));
+        };
+        let words = SnapshotWords::from_raft(&snapshot.meta);
+        tracing::info!(group = %self.group, peer = %self.target, last = ?words.last, "sending snapshot");
+        let send = self.send_snapshot(from_raft_vote(&vote), words, folder.path());
+        let cancelled = std::pin::pin!(cancel);
+        tokio::select! {
+            sent = send => Ok(SnapshotResponse::new(to_raft_vote(&sent.map_err(streaming_error)?))),
+            closed = cancelled => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<Config>,
+        option: RPCOption,
+    ) -> Result<Result<(), TransferLeaderError<Config>>, RPCError<Config>> {
+        let words = TransferWords {
+            from: from_raft_vote(req.from_leader()),
+            to: NodeId(*req.to_node_id()),
+            last: req.last_log_id().map(from_raft),
+        };
+        let body =
+            self.call(RaftCall::Transfer, words.to_bytes(), Vec::new(), option.soft_ttl()).await.map_err(rpc_error)?;
+        match TransferReply::decode(&body).map_err(|error| rpc_error(error.into()))? {
+            TransferReply::Accepted => Ok(Ok(())),
+            TransferReply::VoteChanged(pair) => Ok(Err(TransferLeaderError::VoteChanged {
+                expected: to_raft_vote(&pair.expected),
+                actual: to_raft_vote(&pair.actual),
+            })),
+            TransferReply::NotFlushed(pair) => Ok(Err(TransferLeaderError::LogNotFlushed {
+                expected: pair.expected.map(to_raft),
+                actual: pair.actual.map(to_raft),
+            })),
+        }
+    }
+}
+
+/// What openraft should do about a failed call: back off from a peer that is not there, else try again soon.
+fn rpc_error(failure: Failure) -> RPCError<Config> {
+    match failure.kind {
+        FailureKind::Unknown | FailureKind::Busy => RPCError::Network(NetworkError::new(&failure)),
+        _ => RPCError::Unreachable(Unreachable::new(&failure)),
+    }
+}
+
+fn streaming_error(failure: Failure) -> StreamingError<Config> {
+    StreamingError::Unreachable(Unreachable::new(&failure))
+}
