@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 const CLIENTS: usize = 4;
+const CROWD: usize = 64;
 const STEP_BYTES: usize = 64 << 10;
 const BYTES_PER_ROW: usize = 2 << 30;
 
@@ -30,15 +31,21 @@ fn resident_mib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-async fn measure<F>(name: &str, size: usize, count: usize, client: &Client, work: impl Fn(Client, usize) -> F)
-where
+async fn measure<F>(
+    name: &str,
+    clients: usize,
+    size: usize,
+    count: usize,
+    client: &Client,
+    work: impl Fn(Client, usize) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     let (cpu, wall) = (cpu_seconds(), Instant::now());
     let mut tasks = tokio::task::JoinSet::new();
-    for worker in 0..CLIENTS {
-        for number in (worker..count).step_by(CLIENTS) {
-            while tasks.len() >= CLIENTS {
+    for worker in 0..clients {
+        for number in (worker..count).step_by(clients) {
+            while tasks.len() >= clients {
                 tasks.join_next().await.unwrap().unwrap();
             }
             tasks.spawn(work(client.clone(), number));
@@ -63,18 +70,18 @@ where
 async fn main() {
     let cluster = Cluster::new(Shape { fragment_bytes_max: 4 << 20, ..Shape::default() });
     let client = cluster.client().await;
-    for size in [1 << 20, 64 << 20] {
+    for size in [8 << 10, 256 << 10, 1 << 20, 64 << 20] {
         let count = (BYTES_PER_ROW / size).min(40_000);
         let bytes: &'static [u8] = Vec::leak(noise(1, size));
         put(&client, "key", bytes).await.unwrap();
         let view = std::sync::Arc::new(view(&client, "key").await.unwrap());
         cluster.disks.values().for_each(|disk| disk.forgets.store(true, Relaxed));
-        measure("put", size, count, &client, |client, number| async move {
+        measure("put", CLIENTS, size, count, &client, |client, number| async move {
             write(&client, &format!("key{number}"), bytes, STEP_BYTES, true).await.unwrap();
         })
         .await;
         cluster.disks.values().for_each(|disk| disk.forgets.store(false, Relaxed));
-        measure("get", size, count, &client, move |client, _| {
+        measure("get", CLIENTS, size, count, &client, move |client, _| {
             let view = view.clone();
             async move {
                 let mut reader = client.open(BUCKET, "key", &view, 0..size as u64);
@@ -85,5 +92,12 @@ async fn main() {
         })
         .await;
     }
+    cluster.disks.values().for_each(|disk| disk.forgets.store(true, Relaxed));
+    let bytes: &'static [u8] = Vec::leak(noise(1, 64 << 20));
+    println!("{CROWD} clients at once:");
+    measure("put", CROWD, bytes.len(), CROWD, &client, |client, number| async move {
+        write(&client, &format!("key{number}"), bytes, STEP_BYTES, true).await.unwrap();
+    })
+    .await;
     println!("{:?}", client.counters());
 }

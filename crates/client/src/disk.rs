@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Longest wait for a fragment to be durable.
-pub(crate) const PUT_TIMEOUT: Duration = Duration::from_secs(10);
+const PUT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for frames.
-pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a delete or an inquiry.
 const OTHER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest total of pauses that a disk's full queue may impose on one request.

@@ -2,7 +2,6 @@
 
 use crate::chart::Site;
 use crate::client::Client;
-use crate::disk::PUT_TIMEOUT;
 use crate::filling::SealedStripe;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -20,6 +19,10 @@ const STRIPE_TRIES_MAX: usize = 4;
 const WRITE_HEDGE_MIN: Duration = Duration::from_millis(250);
 /// Longest such time.
 const WRITE_HEDGE_MAX: Duration = Duration::from_secs(2);
+/// When a stripe that others of its disks have taken is given up and sent elsewhere: two of its disks
+/// are silent. Where no disk at all has answered by then, the whole is slow, and more writes would
+/// make it slower.
+const WRITE_STALL: Duration = Duration::from_secs(4);
 /// The hedge deadline in multiples of the 95th percentile of writes.
 const WRITE_HEDGE_FACTOR: u32 = 3;
 
@@ -117,7 +120,9 @@ impl Client {
         let started = Instant::now();
         let patience = (self.inner.write_latency.get() * WRITE_HEDGE_FACTOR).clamp(WRITE_HEDGE_MIN, WRITE_HEDGE_MAX);
         let hedge = tokio::time::sleep_until(started + patience);
-        tokio::pin!(hedge);
+        let stall = tokio::time::sleep_until(started + WRITE_STALL);
+        tokio::pin!(hedge, stall);
+        let (mut stall_due, mut stalled) = (true, false);
         let (mut durable, mut hedged, mut failed) = (0u32, false, 0usize);
         let mut last_failure = None;
         loop {
@@ -128,9 +133,12 @@ impl Client {
             }
             if hedged && count >= quorum {
                 self.inner.counters.quorums_hedged.add(1);
-                let slow = (0..sites.len()).filter(|position| durable >> position & 1 == 0);
-                slow.for_each(|position| sites[position].health.strike(self.inner.uptime.ms()));
+                self.strike_slow(sites, durable);
                 return Ok(durable);
+            }
+            if stalled {
+                shunned.extend(self.strike_slow(sites, durable));
+                return Err(Failure::new(FailureKind::Unavailable, "several disks are silent"));
             }
             if sites.len() - failed < quorum {
                 return Err(last_failure.expect("something failed, else all can still become durable"));
@@ -149,12 +157,19 @@ impl Client {
                     }
                 },
                 () = &mut hedge, if !hedged => hedged = true,
-                // Puts have deadlines of their own; this one is for a link that does not keep them.
-                () = tokio::time::sleep_until(started + 2 * PUT_TIMEOUT) => {
-                    return Err(Failure::new(FailureKind::Unavailable, "fragments not durable in time"));
-                }
+                () = &mut stall, if stall_due => (stall_due, stalled) = (false, durable != 0),
             }
         }
+    }
+
+    /// Gives a strike to the disks whose fragment is not durable; returns them.
+    fn strike_slow(&self, sites: &[Arc<Site>], durable: u32) -> Vec<DiskId> {
+        let slow = sites.iter().enumerate().filter(|(position, _)| durable >> position & 1 == 0);
+        let struck = slow.map(|(_, site)| {
+            site.health.strike(self.inner.uptime.ms());
+            site.disk
+        });
+        struck.collect()
     }
 }
 

@@ -344,3 +344,25 @@ async fn readers_that_hold_all_memory_do_not_stop_the_others() {
     drop(idle);
     assert_eq!(client.counters().read_bytes_held, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn two_silent_disks_of_a_group_cost_seconds_not_the_object() {
+    let cluster = Cluster::new(Shape { nodes: 7, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(12).set_mood(Mood::Slow(Duration::from_secs(600)));
+    cluster.disk(13).set_mood(Mood::Slow(Duration::from_secs(600)));
+    let started = Instant::now();
+    puts(&client, 20).await;
+    assert!(client.counters().stripes_resent >= 1);
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    gets(&client, 20).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_every_disk_is_slow_nothing_is_sent_twice() {
+    let cluster = Cluster::new(Shape { nodes: 7, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disks.values().for_each(|disk| disk.set_mood(Mood::Slow(Duration::from_secs(8))));
+    puts(&client, 1).await;
+    assert_eq!(client.counters().stripes_resent, 0);
+}
