@@ -17,22 +17,24 @@ impl<D: Disk> Recovery<D> {
     /// Counts the mount, makes what is kept durable, voids what was cut, and returns the engine and
     /// its disk. The caller has looked at the damage: resuming over it is its decision.
     ///
-    /// The order matters. The mount is counted first, so that no two mounts ever write under one
-    /// number. The kept tail is synced before a mount record may name it as durable. The mount
-    /// records overwrite what was cut and carry a sequence beyond all that can have been used.
+    /// The order matters. The kept tail is synced before anything may name it as durable. Then the
+    /// mount is counted, before it writes anything else, so that no two mounts ever write under one
+    /// number. The mount records overwrite what was cut and carry a sequence beyond all that can
+    /// have been used.
     pub fn resume(mut self, now: Instant, options: JournalOptions) -> Result<(Journal, D), JournalError> {
         let unknown = self.superblock.features_ro_compatible & !FEATURES_RO_COMPATIBLE_KNOWN;
         if unknown != 0 {
             return Err(JournalError::Incompatible(unknown));
         }
+        let unsynced = std::mem::take(&mut self.tails.unsynced);
+        self.io.sync_all(&unsynced)?;
         let order = Superblock::update_order(&self.copies, &self.superblock);
         self.superblock.mount += 1;
         self.superblock.sequence += 1;
         self.superblock.base = self.tails.next_sequence;
+        self.superblock.floors = self.tails.floors();
         write_superblock(&mut self.io, order, &self.superblock)?;
         self.heal_heads()?;
-        let unsynced = std::mem::take(&mut self.tails.unsynced);
-        self.io.sync_all(&unsynced)?;
 
         let kept = self.tails.kept;
         let void = self.tails.void.clone();
@@ -45,7 +47,7 @@ impl<D: Disk> Recovery<D> {
             table,
             tails: self.tails.tails,
             ends,
-            floors: std::array::from_fn(|index| ends[index].map_or(Sequence(0), |end| end.sequence)),
+            floors: self.superblock.floors,
             durable: kept,
             next_sequence: self.tails.next_sequence,
             slot: self.slot,

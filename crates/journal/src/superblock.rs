@@ -26,7 +26,9 @@
 //! | 136    | 120   | checkpoint's mark: per stream an end of 40 bytes, see below               |
 //! | 256    | 2     | length of the checkpoint's note                                           |
 //! | 258    | 256   | the note                                                                  |
-//! | 514    | 3578  | zero                                                                      |
+//! | 514    | 6     | zero                                                                      |
+//! | 520    | 24    | durable floors per stream when the current mount began                    |
+//! | 544    | 3548  | zero                                                                      |
 //! | 4092   | 4     | CRC-32 of bytes [0, 4092)                                                 |
 //!
 //! A stream's end: segment 4 (0xffff_ffff: the stream is empty), offset 4, generation 8, sequence 8,
@@ -128,6 +130,8 @@ pub struct Superblock {
     pub mount: u32,
     /// The first sequence that the current mount may use: a mount that leaves no trace uses up its own.
     pub base: Sequence,
+    /// Per stream, the last record that was durable when the current mount began.
+    pub floors: [Sequence; STREAM_COUNT],
     /// The disk's random number.
     pub stamp: u64,
     /// Where recovery starts.
@@ -197,6 +201,7 @@ impl Superblock {
             segment_count_max: format.segment_count_max,
             mount: 0,
             base: Sequence(1),
+            floors: [Sequence(0); STREAM_COUNT],
             stamp: format.stamp,
             checkpoint: None,
         }
@@ -221,6 +226,7 @@ impl Superblock {
         put(&mut block, 96, self.segment_bytes.to_le_bytes());
         put(&mut block, 100, self.segment_count_max.to_le_bytes());
         put(&mut block, 104, self.base.0.to_le_bytes());
+        put_floors(&mut block, 520, &self.floors);
         if let Some(checkpoint) = &self.checkpoint {
             checkpoint.encode(&mut block);
         }
@@ -253,6 +259,7 @@ impl Superblock {
             segment_count_max: u32_at(block, 100),
             mount: u32_at(block, 12),
             base: Sequence(u64_at(block, 104)),
+            floors: floors_at(block, 520),
             stamp: u64_at(block, 88),
             checkpoint,
         })

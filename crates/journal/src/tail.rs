@@ -104,6 +104,7 @@ impl Tails {
         for slot in slots {
             known.learn(&slot.floors, Sequence(0), slot.mount);
         }
+        known.learn(&superblock.floors, Sequence(0), 0);
         if let Some(mark) = superblock.checkpoint.as_ref().map(|checkpoint| checkpoint.mark) {
             let floors = mark.ends.map(|end| end.map_or(Sequence(0), |end| end.sequence));
             known.learn(&floors, mark.sequence, 0);
@@ -141,6 +142,11 @@ impl Tails {
     /// Returns whether a record counts: kept, and not made void by a later mount.
     pub fn counts(&self, sequence: Sequence) -> bool {
         sequence <= self.kept && !self.voids.iter().any(|(kept, mount)| sequence > *kept && sequence < *mount)
+    }
+
+    /// Returns each stream's last record that counts: durable once the tail has been synced.
+    pub fn floors(&self) -> [Sequence; STREAM_COUNT] {
+        self.ends.map(|end| end.map_or(Sequence(0), |end| end.sequence))
     }
 
     /// Returns whether a gap in a stream hides something that was durable: it lies below a floor.
