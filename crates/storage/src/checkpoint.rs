@@ -10,12 +10,15 @@
 //! | segments | 16    | segment u32, zero u32, life u64                                            |
 //! | index    | 28    | stripe u128, index u8, flags u8 (1 = quarantined), body bytes u16, segment u32, block u16, payload blocks u16 |
 //! | dead     | 28    | stripe u128, index u8, flags u8 (1 = tombstone), zero u16, segment u32, tombstone's segment u32 |
+//!
+//! The note in the journal's superblock leads to the root: three varints, its segment, block, and
+//! body bytes.
 
 use crate::dead::DeadRecord;
 use crate::index::{IndexEntry, Place};
 use bytes::Bytes;
 use plinth_protocol::buffer::{AlignedBuf, round_up_to_block};
-use plinth_protocol::wire::WireError;
+use plinth_protocol::wire::{WireError, decode_varint, encode_varint};
 use plinth_protocol::{FragmentId, StripeId, numbered, record};
 
 /// Record kind of a part.
@@ -228,6 +231,28 @@ fn u16_at(row: &[u8], at: usize) -> u16 {
 
 fn u32_at(row: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]])
+}
+
+/// Returns the note for the journal's superblock: where the root lies.
+pub fn encode_note(root: Place) -> Bytes {
+    let mut note = Vec::with_capacity(12);
+    for number in [u64::from(root.segment), u64::from(root.block), u64::from(root.body_bytes)] {
+        encode_varint(number, &mut note);
+    }
+    Bytes::from(note)
+}
+
+/// Reads the note in the journal's superblock; its place has no payload.
+pub fn decode_note(mut note: &[u8]) -> Result<Place, WireError> {
+    let mut number = |name| decode_varint(&mut note).map(|number| (number, name));
+    let (segment, block, body_bytes) = (number("segment")?, number("block")?, number("body bytes")?);
+    let narrow = |(number, name): (u64, &'static str)| u16::try_from(number).map_err(|_| WireError::OutOfRange(name));
+    Ok(Place {
+        segment: u32::try_from(segment.0).map_err(|_| WireError::OutOfRange(segment.1))?,
+        block: narrow(block)?,
+        body_bytes: narrow(body_bytes)?,
+        payload_blocks: 0,
+    })
 }
 
 #[cfg(test)]

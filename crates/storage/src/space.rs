@@ -13,6 +13,8 @@ pub const COMPACT_LIVE_PERCENT: u64 = 75;
 const CLOSED_EARLY_PERCENT: u64 = 50;
 /// Under pressure a segment is compacted where at least one part in so many comes free.
 const PRESSURE_GAIN_PART: u64 = 32;
+/// Used bytes of every segment that are no record of ours: its head, its seal, a mount record.
+const SEGMENT_OVERHEAD_BYTES: u64 = 3 * 4096;
 /// Live bytes that a needed tombstone stands for.
 pub const TOMBSTONE_BYTES: u64 = 24;
 
@@ -153,10 +155,12 @@ impl Space {
         });
         // What holds nothing live is released as it is.
         let worthy = weighed.filter(|&(live, candidate)| {
-            let used = candidate.used_bytes;
-            let closed_early = used * 100 < segment_bytes * CLOSED_EARLY_PERCENT;
-            let gains = live + segment_bytes / PRESSURE_GAIN_PART <= used;
-            live > 0 && (live * 100 < used * COMPACT_LIVE_PERCENT || closed_early || pressure && gains)
+            let closed_early = candidate.used_bytes * 100 < segment_bytes * CLOSED_EARLY_PERCENT;
+            let records = candidate.used_bytes.saturating_sub(SEGMENT_OVERHEAD_BYTES);
+            let mostly_dead = live * 100 < records * COMPACT_LIVE_PERCENT;
+            // Only what is dead comes free: moving a segment without dead records would go on for ever.
+            let gains = records >= live + segment_bytes / PRESSURE_GAIN_PART;
+            live > 0 && (mostly_dead || closed_early || pressure && gains)
         });
         worthy.min_by_key(|&(live, candidate)| (live, candidate.segment)).map(|(_, candidate)| candidate.segment)
     }
@@ -173,18 +177,21 @@ mod tests {
     #[test]
     fn least_live_segment_is_chosen_and_pinned_ones_never() {
         let mut space = Space::default();
-        for (segment, live) in [(1, 700), (2, 300), (3, 100), (4, 960)] {
-            space.add(segment, live);
+        for (segment, live) in [(1, 700), (2, 300), (3, 100), (4, 950)] {
+            space.add(segment, live << 10);
         }
         space.pin(3);
-        let all = candidates(&[(1, 1000), (2, 1000), (3, 1000), (4, 1000)]);
-        assert_eq!(space.victim(all.iter().copied(), 1000, false), Some(2));
-        space.remove(2, 300);
+        let used = 1012 << 10;
+        let all = candidates(&[(1, used), (2, used), (3, used), (4, used)]);
+        assert_eq!(space.victim(all.iter().copied(), 1 << 20, false), Some(2));
+        space.remove(2, 300 << 10);
         assert!(space.is_releasable(2, 0) && !space.is_releasable(2, 1) && !space.is_releasable(3, 0));
-        let full = candidates(&[(4, 1000)]);
-        assert_eq!(space.victim(full.iter().copied(), 1000, false), None);
-        assert_eq!(space.victim(full.iter().copied(), 1000, true), Some(4));
-        assert_eq!(space.live_bytes(), 1760);
+        let full = candidates(&[(4, used)]);
+        assert_eq!(space.victim(full.iter().copied(), 1 << 20, false), None);
+        assert_eq!(space.victim(full.iter().copied(), 1 << 20, true), Some(4));
+        space.add(4, 40 << 10);
+        assert_eq!(space.victim(full.iter().copied(), 1 << 20, true), None, "all records in it live");
+        assert_eq!(space.live_bytes(), 1790 << 10);
     }
 
     #[test]

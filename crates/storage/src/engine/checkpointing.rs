@@ -7,7 +7,7 @@
 use super::{Effect, Engine, Ticket, place_of};
 use crate::checkpoint::{
     KIND_CHECKPOINT_PART, KIND_CHECKPOINT_ROOT, PART_ROWS_MAX, PART_SEGMENTS_MAX, PartPlace, PartRows, RootBody,
-    SegmentLife, Table,
+    SegmentLife, Table, encode_note,
 };
 use crate::dead::DeadRecord;
 use crate::index::Place;
@@ -16,7 +16,7 @@ use crate::stats::add;
 use bytes::Bytes;
 use plinth_journal::{Append, Checkpoint, Journal, Mark, Placed, Refused, SegmentState, Stream};
 use plinth_protocol::FragmentId;
-use plinth_protocol::wire::{Wire, WireError, decode_varint, encode_varint};
+use plinth_protocol::wire::Wire;
 use std::time::Instant;
 
 /// A checkpoint is worth its bytes when the log has grown by so many times its size.
@@ -287,26 +287,4 @@ impl<T: Ticket> Engine<T> {
 fn note_part(writing: &mut Writing, place: Place) {
     writing.parts.push(place.into());
     writing.parts_in_flight += 1;
-}
-
-/// The note in the journal's superblock: where the root lies. Three varints: segment, block, body bytes.
-fn encode_note(root: Place) -> Bytes {
-    let mut note = Vec::with_capacity(12);
-    for number in [u64::from(root.segment), u64::from(root.block), u64::from(root.body_bytes)] {
-        encode_varint(number, &mut note);
-    }
-    Bytes::from(note)
-}
-
-/// Reads the note in the journal's superblock.
-pub(super) fn decode_note(mut note: &[u8]) -> Result<Place, WireError> {
-    let mut number = |name| decode_varint(&mut note).map(|number| (number, name));
-    let (segment, block, body_bytes) = (number("segment")?, number("block")?, number("body bytes")?);
-    let narrow = |(number, name): (u64, &'static str)| u16::try_from(number).map_err(|_| WireError::OutOfRange(name));
-    Ok(Place {
-        segment: u32::try_from(segment.0).map_err(|_| WireError::OutOfRange(segment.1))?,
-        block: narrow(block)?,
-        body_bytes: narrow(body_bytes)?,
-        payload_blocks: 0,
-    })
 }

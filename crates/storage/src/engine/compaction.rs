@@ -80,6 +80,9 @@ impl<T: Ticket> Engine<T> {
     }
 
     fn choose_victim(&self) -> Option<u32> {
+        if self.compaction_stuck {
+            return None;
+        }
         self.space.victim(self.sealed(), self.segment_bytes, self.is_pressed())
     }
 
@@ -195,9 +198,11 @@ impl<T: Ticket> Engine<T> {
                 true
             }
             Err(refused) => {
-                // Busy or out of room: the entry is found again when the segment is looked at next.
-                if let (Refused::Busy, Some(compaction)) = (&refused, &mut self.compaction) {
-                    compaction.found.push(entry);
+                match (refused, &mut self.compaction) {
+                    (Refused::Busy, Some(compaction)) => compaction.found.push(entry),
+                    // Even the reserve is used up: no sense in reading more until something comes free.
+                    (Refused::Full, _) => self.compaction_stuck = true,
+                    _ => {}
                 }
                 false
             }

@@ -177,6 +177,8 @@ pub struct Engine<T> {
     reads_blocked: bool,
     writes_blocked: bool,
     compaction: Option<Compaction>,
+    /// A copy found no room: nothing is compacted until a record dies or a segment comes free.
+    compaction_stuck: bool,
     reclaim_due: bool,
     reclaim_at: Option<Instant>,
     /// The segment of the last append.
@@ -360,20 +362,31 @@ impl<T: Ticket> Engine<T> {
     }
 
     fn drain_events(&mut self, now: Instant) {
+        let mut others = Vec::new();
+        // The journal may reuse a released segment as soon as anything is appended: what is known of
+        // its old life goes before anything else is done.
         while let Some(event) = self.journal.poll_event() {
+            match event {
+                Event::Released(segment) => self.handle_released(segment),
+                other => others.push(other),
+            }
+        }
+        for event in others {
             match event {
                 Event::Durable(sequence) => self.handle_durable(now, sequence),
                 Event::Read(token, result) => self.handle_read(now, token, result),
-                Event::Released(segment) => {
-                    self.dead.release(segment.0);
-                    self.space.forget(segment.0);
-                    self.reclaim_due = true;
-                    add(&self.stats.segments_released, 1);
-                }
+                Event::Released(_) => unreachable!("taken out above"),
                 Event::CheckpointSet => self.handle_checkpoint_set(),
                 Event::Fenced(reason) => self.handle_fenced(now, reason),
             }
         }
+    }
+
+    fn handle_released(&mut self, segment: SegmentIndex) {
+        self.dead.release(segment.0);
+        self.space.forget(segment.0);
+        (self.reclaim_due, self.compaction_stuck) = (true, false);
+        add(&self.stats.segments_released, 1);
     }
 
     /// Applies, in log order, every append that is durable now.

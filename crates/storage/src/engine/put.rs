@@ -141,7 +141,7 @@ impl<T: Ticket> Engine<T> {
         if old.quarantined {
             self.space.unpin(old.place.segment);
         }
-        self.reclaim_due = true;
+        (self.reclaim_due, self.compaction_stuck) = (true, false);
     }
 }
 

@@ -3,10 +3,12 @@
 //! Nothing is deleted here. A record of unknown kind, an unreadable body, a lost stretch: each pins
 //! its segment, is counted and reported; the fragments around it go on.
 
-use super::checkpointing::{Checkpointing, decode_note};
+use super::checkpointing::Checkpointing;
 use super::{Engine, EngineOptions, Phase, Ticket, place_of};
 use crate::admission::FRAGMENT_BYTES_MAX;
-use crate::checkpoint::{KIND_CHECKPOINT_PART, KIND_CHECKPOINT_ROOT, PartBody, PartPlace, RootBody, Rows, decode_rows};
+use crate::checkpoint::{
+    KIND_CHECKPOINT_PART, KIND_CHECKPOINT_ROOT, PartBody, PartPlace, RootBody, Rows, decode_note, decode_rows,
+};
 use crate::dead::DeadRecords;
 use crate::index::{Index, IndexEntry, Place};
 use crate::queue::Queues;
@@ -318,6 +320,7 @@ impl Rebuild {
             reads_blocked: false,
             writes_blocked: false,
             compaction: None,
+            compaction_stuck: false,
             reclaim_due: true,
             reclaim_at: None,
             last_segment: u32::MAX,
