@@ -6,7 +6,7 @@
 
 use super::rows::{BucketName, Kept};
 use super::store::{Family, KeyRange, View};
-use super::work::{Decided, Work, decided, refuse};
+use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys, rows};
 use plinth_protocol::BucketId;
 use plinth_protocol::meta::{AccessKeyRow, ConsumeJoinToken, CreateBucket, JoinTokenRow, Outcome, RefusalKind};
@@ -43,7 +43,7 @@ impl<V: View> Work<'_, V> {
     }
 
     fn bucket_row(&self, bucket: BucketId) -> Decided<Kept<BucketRow>> {
-        let absent = || refuse(RefusalKind::NoSuchBucket, format!("there is no bucket {bucket}"));
+        let absent = || refusal(RefusalKind::NoSuchBucket, format!("there is no bucket {bucket}"));
         let Some(name) = self.read::<BucketName>(Family::Registry, &keys::bucket_id(bucket))? else {
             return Ok(Err(absent()));
         };

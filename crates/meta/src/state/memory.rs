@@ -92,11 +92,9 @@ impl Store for MemoryStore {
     #[allow(clippy::disallowed_methods)]
     fn checkpoint(&self, folder: &Path) -> Result<(), StateError> {
         self.flush()?;
-        let rows: Vec<(u8, (Vec<u8>, Vec<u8>))> =
-            dump(&self.view())?.into_iter().map(|(family, key, value)| (family as u8, (key, value))).collect();
         let mut bytes = Vec::new();
-        for (family, (key, value)) in rows {
-            let row = (family, (bytes::Bytes::from(key), bytes::Bytes::from(value)));
+        for (family, key, value) in dump(&self.view())? {
+            let row = (family as u8, (bytes::Bytes::from(key), bytes::Bytes::from(value)));
             plinth_protocol::wire::encode_counted(&row, &mut bytes);
         }
         let context = |source| StateError::Io { context: format!("checkpoint {}", folder.display()), source };

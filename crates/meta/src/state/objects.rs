@@ -1,9 +1,9 @@
 //! Objects: publish, overwrite, delete.
 
 use super::store::{Family, View};
-use super::work::{Decided, Work, decided, refuse};
+use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys};
-use plinth_protocol::meta::{DeleteObject, Expectation, ExpectationKind, Outcome, PutObject, RefusalKind};
+use plinth_protocol::meta::{DeleteObject, Expectation, ExpectationKind, Outcome, PutObject, Refusal, RefusalKind};
 use plinth_protocol::object::{Body, Etag, ObjectBody, ObjectRow, check_key};
 use plinth_protocol::stripe::{Owner, StripeRef};
 use plinth_protocol::{BucketId, RequestId};
@@ -30,12 +30,12 @@ impl Holder<'_> {
 }
 
 /// Decides a condition by the table of s3.md.
-pub(super) fn check_expectation(expectation: Option<&Expectation>, current: Option<&Etag>) -> Result<(), Outcome> {
+pub(super) fn check_expectation(expectation: Option<&Expectation>, current: Option<&Etag>) -> Result<(), Refusal> {
     let Some(expectation) = expectation else {
         return Ok(());
     };
-    let missing = || Err(refuse(RefusalKind::NoSuchKey, "the condition wants the key to exist"));
-    let failed = |text: &str| Err(refuse(RefusalKind::PreconditionFailed, text));
+    let missing = || Err(refusal(RefusalKind::NoSuchKey, "the condition wants the key to exist"));
+    let failed = |text: &str| Err(refusal(RefusalKind::PreconditionFailed, text));
     match (expectation.kind, current) {
         (ExpectationKind::Absent, None) | (ExpectationKind::Present, Some(_)) => Ok(()),
         (ExpectationKind::Absent, Some(_)) => failed("the key exists"),
@@ -59,7 +59,7 @@ impl<V: View> Work<'_, V> {
             return Ok(refuse(RefusalKind::Invalid, "a key has 1 to 1,024 bytes"));
         }
         if let Err(refusal) = self.check_body(&put.body.body, put.size_bytes) {
-            return Ok(refusal);
+            return Ok(Outcome::Refused(refusal));
         }
         let key = keys::object(put.bucket, &put.key);
         let old: Option<ObjectRow> = self.read(Family::Objects, &key)?;
@@ -68,7 +68,7 @@ impl<V: View> Work<'_, V> {
             return Ok(Outcome::Object(own.clone()));
         }
         if let Err(refusal) = check_expectation(put.expectation.as_ref(), old.as_ref().map(|row| &row.etag)) {
-            return Ok(refusal);
+            return Ok(Outcome::Refused(refusal));
         }
         let row = ObjectRow {
             size_bytes: put.size_bytes,
@@ -89,7 +89,7 @@ impl<V: View> Work<'_, V> {
         let key = keys::object(delete.bucket, &delete.key);
         let old: Option<ObjectRow> = self.read(Family::Objects, &key)?;
         if let Err(refusal) = check_expectation(delete.expectation.as_ref(), old.as_ref().map(|row| &row.etag)) {
-            return Ok(refusal);
+            return Ok(Outcome::Refused(refusal));
         }
         let Some(old) = old else {
             return Ok(Outcome::Deleted(false));
@@ -147,8 +147,8 @@ impl<V: View> Work<'_, V> {
     }
 
     /// Checks that a body is possible for its size and that its writers are not fenced.
-    pub(super) fn check_body(&self, body: &Body, size_bytes: u64) -> Result<(), Outcome> {
-        let invalid = |text: &str| Err(refuse(RefusalKind::Invalid, text));
+    pub(super) fn check_body(&self, body: &Body, size_bytes: u64) -> Result<(), Refusal> {
+        let invalid = |text: &str| Err(refusal(RefusalKind::Invalid, text));
         match body {
             Body::Inline(bytes) if bytes.len() > INLINE_ROW_BYTES_MAX => invalid("too many bytes for a row"),
             Body::Inline(bytes) if bytes.len() as u64 != size_bytes => invalid("size and inline bytes differ"),

@@ -5,11 +5,12 @@
 
 use super::rows::{self, Kept, MapHeader, NodeRow, WriterRow};
 use super::store::{Family, KeyRange, View};
-use super::work::{Decided, Work, decided, refuse};
+use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys};
 use plinth_protocol::map::{DiskRecord, NodeRecord, PlacementGroup, ShardRecord, State};
 use plinth_protocol::meta::{
-    ChangePlacement, Founding, Outcome, RefusalKind, RegisterNode, SetDiskState, SetNodeState, SetVoters, VoterRecord,
+    ChangePlacement, Founding, Outcome, Refusal, RefusalKind, RegisterNode, SetDiskState, SetNodeState, SetVoters,
+    VoterRecord,
 };
 use plinth_protocol::wire::{Record, Wire};
 use plinth_protocol::{Epoch, GROUP_SYSTEM, Incarnation, NodeId, WriterId};
@@ -21,8 +22,8 @@ const WRITERS_MAX: u64 = 1 << 48;
 /// disk: reports alone must not make every client fetch the map anew.
 const USED_BYTES_STEPS: u64 = 100;
 
-fn not_founded() -> Outcome {
-    refuse(RefusalKind::Invalid, "the cluster has not been founded")
+fn not_founded() -> Refusal {
+    refusal(RefusalKind::Invalid, "the cluster has not been founded")
 }
 
 impl<V: View> Work<'_, V> {
@@ -243,19 +244,19 @@ impl<V: View> Work<'_, V> {
     fn check_pg(&self, pg: &PlacementGroup) -> Decided<()> {
         let distinct: BTreeSet<_> = pg.disks.iter().collect();
         if pg.disks.len() != pg.code.width() || distinct.len() != pg.disks.len() {
-            return Ok(Err(refuse(
+            return Ok(Err(refusal(
                 RefusalKind::Invalid,
                 format!("{} needs {} different disks", pg.pg, pg.code.width()),
             )));
         }
         for disk in &pg.disks {
             if self.get(Family::Registry, &keys::disk(*disk))?.is_none() {
-                return Ok(Err(refuse(RefusalKind::NoSuchDisk, format!("disk {disk} is not registered"))));
+                return Ok(Err(refusal(RefusalKind::NoSuchDisk, format!("disk {disk} is not registered"))));
             }
         }
         let known: Option<PlacementGroup> = self.read(Family::Registry, &keys::pg(pg.pg))?;
         if known.is_some_and(|known| known.generation >= pg.generation || known.code != pg.code) {
-            return Ok(Err(refuse(RefusalKind::AlreadyExists, format!("{} exists in this generation", pg.pg))));
+            return Ok(Err(refusal(RefusalKind::AlreadyExists, format!("{} exists in this generation", pg.pg))));
         }
         Ok(Ok(()))
     }

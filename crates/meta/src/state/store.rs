@@ -208,8 +208,11 @@ impl Batch {
     }
 }
 
-/// Every row of a view, by family and key: for comparing replicas.
-pub fn dump<V: View>(view: &V) -> Result<Vec<(Family, Vec<u8>, Vec<u8>)>, StateError> {
+/// A row with its place.
+pub type DumpedRow = (Family, Vec<u8>, Vec<u8>);
+
+/// Returns every row of a view, by family and key: for comparing replicas.
+pub fn dump<V: View>(view: &V) -> Result<Vec<DumpedRow>, StateError> {
     let mut rows = Vec::new();
     for family in Family::ALL {
         let mut cursor = view.cursor(family, &KeyRange::default())?;

@@ -6,10 +6,12 @@
 use super::multipart;
 use super::objects::{Holder, check_expectation, same_etag};
 use super::store::{Family, KeyRange, View};
-use super::work::{Decided, Work, decided, refuse};
+use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys, rows};
 use bytes::Bytes;
-use plinth_protocol::meta::{AbortUpload, CompletePart, CompleteUpload, CreateUpload, Outcome, PutPart, RefusalKind};
+use plinth_protocol::meta::{
+    AbortUpload, CompletePart, CompleteUpload, CreateUpload, Outcome, PutPart, Refusal, RefusalKind,
+};
 use plinth_protocol::object::{
     Body, Checksum, ChecksumAlgorithm, ChecksumKind, Etag, ObjectBody, ObjectRow, PART_NUMBER_MAX, PartRow, PartSpan,
     UploadRow, check_key,
@@ -71,10 +73,10 @@ impl<V: View> Work<'_, V> {
             return Ok(no_such_upload());
         };
         if let Err(refusal) = check_part(&upload, &put.part) {
-            return Ok(refusal);
+            return Ok(Outcome::Refused(refusal));
         }
         if let Err(refusal) = self.check_body(&put.part.body, put.part.size_bytes) {
-            return Ok(refusal);
+            return Ok(Outcome::Refused(refusal));
         }
         let holder = Holder { bucket: put.bucket, key: &put.key, part: Some((put.upload, put.number)) };
         let key = holder.row();
@@ -151,16 +153,16 @@ impl<V: View> Work<'_, V> {
         let listed = decided!(self.listed_parts(complete));
         let size_bytes = match check_sizes(&listed, complete.size_bytes) {
             Ok(size) => size,
-            Err(refusal) => return Ok(refusal),
+            Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
         let checksum = match object_checksum(&upload, complete, &listed) {
             Ok(checksum) => checksum,
-            Err(refusal) => return Ok(refusal),
+            Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
         let old: Option<ObjectRow> = self.read(Family::Objects, &keys::object(complete.bucket, &complete.key))?;
         let current: Option<&Etag> = old.as_ref().map(|row| &row.etag);
         if let Err(refusal) = check_expectation(complete.expectation.as_ref(), current) {
-            return Ok(refusal);
+            return Ok(Outcome::Refused(refusal));
         }
         let row = ObjectRow {
             size_bytes,
@@ -184,17 +186,17 @@ impl<V: View> Work<'_, V> {
     /// Finds the parts that a Complete names, in its order (M3).
     fn listed_parts(&self, complete: &CompleteUpload) -> Decided<Vec<Listed>> {
         if complete.parts.is_empty() {
-            return Ok(Err(refuse(RefusalKind::InvalidPart, "no parts are named")));
+            return Ok(Err(refusal(RefusalKind::InvalidPart, "no parts are named")));
         }
         if !complete.parts.is_sorted_by(|one, next| one.number < next.number) {
-            return Ok(Err(refuse(RefusalKind::InvalidPartOrder, "part numbers do not ascend")));
+            return Ok(Err(refusal(RefusalKind::InvalidPartOrder, "part numbers do not ascend")));
         }
         let mut rows: std::collections::BTreeMap<u16, PartRow> = std::collections::BTreeMap::new();
         for (place, row) in self.parts(complete.bucket, &complete.key, complete.upload)? {
             rows.insert(keys::parse_part_number(&place).map_err(rows::unreadable(Family::Parts))?, row);
         }
-        let find = |part: &CompletePart| {
-            let invalid = |text: &str| refuse(RefusalKind::InvalidPart, format!("part {}: {text}", part.number));
+        let mut find = |part: &CompletePart| {
+            let invalid = |text: &str| refusal(RefusalKind::InvalidPart, format!("part {}: {text}", part.number));
             let row = rows.remove(&part.number).ok_or_else(|| invalid("never uploaded"))?;
             if !same_etag(&part.etag, &Etag { md5: row.md5, parts: None }) {
                 return Err(invalid("has another ETag"));
@@ -205,7 +207,6 @@ impl<V: View> Work<'_, V> {
             }
             Ok(Listed { number: part.number, row })
         };
-        let mut find = find;
         Ok(complete.parts.iter().map(&mut find).collect())
     }
 }
@@ -216,8 +217,8 @@ struct Listed {
     row: PartRow,
 }
 
-fn check_part(upload: &UploadRow, part: &PartRow) -> Result<(), Outcome> {
-    let invalid = |text: &str| Err(refuse(RefusalKind::InvalidChecksum, text));
+fn check_part(upload: &UploadRow, part: &PartRow) -> Result<(), Refusal> {
+    let invalid = |text: &str| Err(refusal(RefusalKind::InvalidChecksum, text));
     match (&part.checksum, upload.algorithm) {
         (None, Some(_)) => invalid("the upload wants a checksum with every part"),
         (Some(given), Some(wanted)) if given.algorithm != wanted => {
@@ -231,17 +232,17 @@ fn check_part(upload: &UploadRow, part: &PartRow) -> Result<(), Outcome> {
 }
 
 /// Judges part sizes (M1) and returns the object's.
-fn check_sizes(listed: &[Listed], stated: Option<u64>) -> Result<u64, Outcome> {
+fn check_sizes(listed: &[Listed], stated: Option<u64>) -> Result<u64, Refusal> {
     let (_, front) = listed.split_last().expect("a part list that is empty was refused before");
     if let Some(small) = front.iter().find(|part| part.row.size_bytes < PART_BYTES_MIN) {
-        return Err(refuse(RefusalKind::PartTooSmall, format!("part {} is below 5 MiB", small.number)));
+        return Err(refusal(RefusalKind::PartTooSmall, format!("part {} is below 5 MiB", small.number)));
     }
     let size = listed.iter().map(|part| part.row.size_bytes).fold(0, u64::saturating_add);
     if size > OBJECT_BYTES_MAX {
-        return Err(refuse(RefusalKind::ObjectTooLarge, "an object has at most 48.8 TiB"));
+        return Err(refusal(RefusalKind::ObjectTooLarge, "an object has at most 48.8 TiB"));
     }
     if stated.is_some_and(|stated| stated != size) {
-        return Err(refuse(RefusalKind::SizeMismatch, format!("the parts hold {size} bytes")));
+        return Err(refusal(RefusalKind::SizeMismatch, format!("the parts hold {size} bytes")));
     }
     Ok(size)
 }
@@ -251,8 +252,8 @@ fn object_checksum(
     upload: &UploadRow,
     complete: &CompleteUpload,
     listed: &[Listed],
-) -> Result<Option<Checksum>, Outcome> {
-    let invalid = |text: &str| Err(refuse(RefusalKind::InvalidChecksum, text));
+) -> Result<Option<Checksum>, Refusal> {
+    let invalid = |text: &str| Err(refusal(RefusalKind::InvalidChecksum, text));
     let Some((algorithm, kind)) = effective_algorithm(upload, listed) else {
         if complete.checksum.is_some() {
             return invalid("the parts were uploaded without such a checksum");
@@ -274,7 +275,7 @@ fn object_checksum(
     match &complete.checksum {
         Some(stated) if stated.algorithm != algorithm => invalid("the upload has another checksum algorithm"),
         Some(stated) if !agrees(stated, &sum) => {
-            Err(refuse(RefusalKind::BadDigest, "the stated checksum is not that of the parts"))
+            Err(refusal(RefusalKind::BadDigest, "the stated checksum is not that of the parts"))
         }
         _ => Ok(Some(sum)),
     }

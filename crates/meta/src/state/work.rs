@@ -36,18 +36,23 @@ struct Bucket {
 
 /// Returns a decided refusal.
 pub(super) fn refuse(kind: RefusalKind, text: impl Into<String>) -> Outcome {
-    Outcome::Refused(Refusal { kind, text: text.into() })
+    Outcome::Refused(refusal(kind, text))
+}
+
+/// Returns a refusal that is not an outcome yet.
+pub(super) fn refusal(kind: RefusalKind, text: impl Into<String>) -> Refusal {
+    Refusal { kind, text: text.into() }
 }
 
 /// What a handler says: an outcome, or a refusal found on the way.
-pub(super) type Decided<T> = Result<Result<T, Outcome>, StateError>;
+pub(super) type Decided<T> = Result<Result<T, Refusal>, StateError>;
 
 /// Leaves a handler early with a refusal.
 macro_rules! decided {
     ($decided:expr) => {
         match $decided? {
             Ok(value) => value,
-            Err(refusal) => return Ok(refusal),
+            Err(refusal) => return Ok(Outcome::Refused(refusal)),
         }
     };
 }
@@ -114,7 +119,7 @@ impl<'a, V: View> Work<'a, V> {
         if let Some(writer) = mutation.writer
             && let Err(refusal) = self.check_fence(writer)
         {
-            return Ok(refusal);
+            return Ok(Outcome::Refused(refusal));
         }
         self.execute(mutation.request, &mutation.command)
     }
@@ -158,10 +163,10 @@ impl<'a, V: View> Work<'a, V> {
     }
 
     /// Checks a writer against the fence (I2).
-    pub(super) fn check_fence(&self, writer: WriterId) -> Result<(), Outcome> {
+    pub(super) fn check_fence(&self, writer: WriterId) -> Result<(), Refusal> {
         let fence = self.shard.record.fence;
         if writer < fence {
-            return Err(refuse(RefusalKind::WriterFenced, format!("{writer} is below the fence {fence}")));
+            return Err(refusal(RefusalKind::WriterFenced, format!("{writer} is below the fence {fence}")));
         }
         Ok(())
     }
@@ -225,7 +230,7 @@ impl<'a, V: View> Work<'a, V> {
     /// Returns the open bucket's row, to be changed; the refusal where the shard does not serve it.
     pub(super) fn bucket(&mut self, bucket: BucketId) -> Decided<&mut Kept<OpenBucketRow>> {
         let row = &mut self.load_bucket(bucket)?.now;
-        Ok(row.as_mut().ok_or_else(|| refuse(RefusalKind::NoSuchBucket, format!("bucket {bucket} is not open here"))))
+        Ok(row.as_mut().ok_or_else(|| refusal(RefusalKind::NoSuchBucket, format!("bucket {bucket} is not open here"))))
     }
 
     fn load_bucket(&mut self, bucket: BucketId) -> Result<&mut Bucket, StateError> {
