@@ -1,7 +1,7 @@
 //! ListParts and ListMultipartUploads.
 
 use http::Response;
-use plinth_protocol::meta::{LIST_ENTRIES_MAX, PartsPage, PartsQuery, Query, Reply, UploadsQuery};
+use plinth_protocol::meta::{LIST_ENTRIES_MAX, PartsPage, PartsQuery, Query, Reply, UploadEntry, UploadsQuery};
 use plinth_protocol::object::{ChecksumAlgorithm, ChecksumKind, Etag};
 use plinth_protocol::{FailureKind, UploadId};
 
@@ -15,7 +15,7 @@ use crate::gateway::Call;
 use crate::journey::Stage;
 use crate::reply::{self, Body};
 use crate::store::Store;
-use crate::xml::Writer;
+use crate::xml::{UrlEncoded, Writer};
 
 /// ListParts.
 pub(super) async fn list_parts<S: Store>(call: &mut Call<'_, S>) -> S3Result<Response<Body>> {
@@ -132,29 +132,13 @@ pub(super) async fn list_uploads<S: Store>(call: &mut Call<'_, S>) -> S3Result<R
         xml.name("Delimiter", delimiter, encoding);
     }
     xml.name("Prefix", &prefix, encoding);
-    if encoding == crate::xml::UrlEncoded::Yes {
+    if encoding == UrlEncoded::Yes {
         xml.plain("EncodingType", b"url");
     }
     xml.number("MaxUploads", u64::from(limit));
     xml.flag("IsTruncated", page.more);
     for entry in &page.uploads {
-        xml.open("Upload");
-        xml.name("Key", &entry.key, encoding);
-        xml.text("UploadId", &entry.upload.to_string());
-        xml.open("Initiator");
-        xml.text("ID", account);
-        xml.text("DisplayName", account);
-        xml.close("Initiator");
-        xml.owner(account);
-        xml.plain("StorageClass", b"STANDARD");
-        xml.plain("Initiated", &Seconds::from_millis(entry.row.initiated.millis()).xml());
-        if let Some(algorithm) = entry.row.algorithm {
-            xml.plain("ChecksumAlgorithm", checksum::value_name(algorithm).as_bytes());
-        }
-        if let Some(kind) = entry.row.kind {
-            xml.plain("ChecksumType", checksum::kind_name(kind).as_bytes());
-        }
-        xml.close("Upload");
+        write_upload(&mut xml, entry, account, encoding);
     }
     for prefix in &page.prefixes {
         xml.open("CommonPrefixes");
@@ -163,4 +147,25 @@ pub(super) async fn list_uploads<S: Store>(call: &mut Call<'_, S>) -> S3Result<R
     }
     xml.close("ListMultipartUploadsResult");
     Ok(reply::xml(xml))
+}
+
+/// One `Upload` of a listing.
+fn write_upload(xml: &mut Writer, entry: &UploadEntry, account: &str, encoding: UrlEncoded) {
+    xml.open("Upload");
+    xml.name("Key", &entry.key, encoding);
+    xml.text("UploadId", &entry.upload.to_string());
+    xml.open("Initiator");
+    xml.text("ID", account);
+    xml.text("DisplayName", account);
+    xml.close("Initiator");
+    xml.owner(account);
+    xml.plain("StorageClass", b"STANDARD");
+    xml.plain("Initiated", &Seconds::from_millis(entry.row.initiated.millis()).xml());
+    if let Some(algorithm) = entry.row.algorithm {
+        xml.plain("ChecksumAlgorithm", checksum::value_name(algorithm).as_bytes());
+    }
+    if let Some(kind) = entry.row.kind {
+        xml.plain("ChecksumType", checksum::kind_name(kind).as_bytes());
+    }
+    xml.close("Upload");
 }
