@@ -85,13 +85,14 @@ fn list_costs() {
             );
         }
     }
-    for body in [false, true] {
+    for (round, body) in [("cold", false), ("cold", true), ("warm", true)] {
+        let range = if round == "warm" { 1_000 } else { KEYS };
         let start = cpu_ns();
         for number in 0..PUTS {
-            let query = ObjectQuery { bucket: BUCKET, key: key(number * 7_919 % KEYS), body };
+            let query = ObjectQuery { bucket: BUCKET, key: key(number * 7_919 % range), body };
             assert!(matches!(reader.query(&Query::Object(query)), Ok(Reply::Object(_))));
         }
-        println!("Object, body {body}: {} ns each", (cpu_ns() - start) / PUTS);
+        println!("Object {round}, body {body}: {} ns each", (cpu_ns() - start) / PUTS);
     }
 }
 
