@@ -481,9 +481,3 @@ fn raft_config(group: GroupId, limits: &MetaLimits) -> Result<openraft::Config, 
     };
     config.validate().map_err(|error| MetaError::Invalid(error.to_string()))
 }
-
-/// The last entry that is durable in the state, for tests.
-#[cfg(test)]
-pub(crate) fn last_flushed(group: &RaftGroup) -> Option<LogId> {
-    group.shard.flushed()
-}

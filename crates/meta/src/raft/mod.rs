@@ -12,3 +12,6 @@ pub(crate) mod network;
 pub(crate) mod snapshot;
 pub(crate) mod store;
 pub(crate) mod words;
+
+#[cfg(test)]
+mod suite;

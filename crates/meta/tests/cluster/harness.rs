@@ -6,7 +6,6 @@ use plinth_protocol::map::{ClusterMap, NodeRecord, ShardRecord, ShardStart, Stat
 use plinth_protocol::meta::*;
 use plinth_protocol::object::{Body, Etag, ObjectBody, StoredHeaders};
 use plinth_protocol::stripe::Code;
-use plinth_protocol::wire::Wire;
 use plinth_protocol::*;
 use plinth_transport::{BoxFuture, Identity, LocalNetwork, Request, Response, Service};
 use std::collections::BTreeMap;
@@ -189,7 +188,7 @@ impl Cluster {
     }
 
     /// Asks a running voter something on its own runtime.
-    async fn ask(&self, node: NodeId, request: MetaRequest, wait: Duration) -> Result<Reply, Failure> {
+    pub async fn ask(&self, node: NodeId, request: MetaRequest, wait: Duration) -> Result<Reply, Failure> {
         let (meta, handle) = {
             let voters = self.voters.lock().unwrap();
             let Some(voter) = voters.get(&node) else {
@@ -228,10 +227,42 @@ impl Cluster {
         }
     }
 
-    pub async fn run(&self, group: GroupId, command: Command) -> Outcome {
+    pub fn mutation(&self, group: GroupId, command: Command) -> Mutation {
         let request = RequestId(u128::from(self.requests.fetch_add(1, Ordering::Relaxed)));
-        let mutation = Mutation { group, request, writer: None, token: None, command };
-        match self.request(MetaRequest::Mutate(mutation)).await {
+        Mutation { group, request, writer: None, token: None, command }
+    }
+
+    pub fn register(&self, node: NodeId) -> Command {
+        let mut node = record(node);
+        // Id 0 asks for a new one.
+        node.node = NodeId(0);
+        Command::RegisterNode(RegisterNode { node, public_key: None })
+    }
+
+    /// Waits until group 0 holds a record of so many voters.
+    pub async fn await_records(&self, count: usize) {
+        let recorded = until(|| async {
+            match self.query(GROUP_SYSTEM, Query::Voters).await {
+                Reply::Voters(list) => (list.voters.len() >= count).then_some(()),
+                _ => None,
+            }
+        });
+        recorded.await.expect("voters are recorded");
+    }
+
+    /// Waits until nothing of a voter's last life holds its folder.
+    pub async fn wait_unlocked(&self, node: NodeId) {
+        let folder = self.folder(node);
+        let free = until(|| async {
+            let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            let held = links.filter_map(|link| std::fs::read_link(link.path()).ok()).any(|path| path.starts_with(&folder));
+            (!held).then_some(())
+        });
+        free.await.expect("the folder is let go");
+    }
+
+    pub async fn run(&self, group: GroupId, command: Command) -> Outcome {
+        match self.request(MetaRequest::Mutate(self.mutation(group, command))).await {
             Reply::Outcome(outcome) => outcome,
             other => panic!("{other:?}"),
         }
@@ -358,6 +389,25 @@ pub async fn until<T, F: Future<Output = Option<T>>>(mut look: impl FnMut() -> F
     }
 }
 
-pub fn encoded<T: Wire>(value: &T) -> Vec<u8> {
-    value.to_wire()
+pub fn absent_put(key: &str) -> Command {
+    match put_command(key, 100) {
+        Command::PutObject(put) => {
+            let expectation = Some(Expectation { kind: ExpectationKind::Absent, etag: None });
+            Command::PutObject(PutObject { expectation, ..put })
+        }
+        other => other,
+    }
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, path) = entry.map(|entry| (entry.file_type().unwrap(), entry.path())).unwrap();
+        let target = to.join(path.file_name().unwrap());
+        match entry.is_dir() {
+            true => copy_folder(&path, &target),
+            false => drop(std::fs::copy(&path, &target).unwrap()),
+        }
+    }
 }
