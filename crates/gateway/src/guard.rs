@@ -216,7 +216,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
                 return Poll::Ready(Ok(()));
             }
             match &mut this.mode {
-                Mode::Refused => return Poll::Ready(Ok(())),
+                // No end of the stream: the parser would take it for a client that left, and drop
+                // the answer. The answer closes the connection.
+                Mode::Refused => return Poll::Pending,
                 Mode::Head => {
                     if !this.held.is_empty() && this.judge() {
                         continue;
@@ -491,7 +493,7 @@ mod tests {
 
     #[test]
     fn heads_have_limits() {
-        assert_eq!(refused(&"a".repeat(REQUEST_LINE_BYTES_MAX + 1)), Some(Refusal::Malformed));
+        assert_eq!(refused(&"a".repeat(REQUEST_LINE_BYTES_MAX + 1)), Some(Refusal::LineTooLong));
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(REQUEST_LINE_BYTES_MAX));
         assert_eq!(refused(&long), Some(Refusal::LineTooLong));
         let large = format!("GET / HTTP/1.1\r\na: {}\r\n\r\n", "b".repeat(HEADER_SECTION_BYTES_MAX));

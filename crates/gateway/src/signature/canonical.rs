@@ -50,7 +50,7 @@ fn query(raw: &str) -> String {
         .split('&')
         .filter(|pair| !pair.is_empty())
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .filter(|(name, _)| !name.eq_ignore_ascii_case("x-amz-signature"))
+        .filter(|(name, _)| *name != "X-Amz-Signature")
         .map(|(name, value)| (encoded(name, |_| false, "%20"), encoded(value, |_| false, "%20")))
         .collect();
     pairs.sort();

@@ -376,7 +376,7 @@ fn header_claim<'a>(head: &'a Head, text: &'a str) -> S3Result<Claim<'a>> {
 fn query_claim(head: &Head) -> S3Result<Claim<'_>> {
     let malformed = |text: String| Code::AuthorizationQueryParametersError.with(text);
     let parameter = |name: &str| {
-        let mut found = head.query.pairs().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        let mut found = head.query.pairs().filter(|(known, _)| *known == name);
         match (found.next(), found.next()) {
             (Some((_, value)), None) => Ok(value),
             _ => Err(malformed(format!("Query-string authentication version 4 requires {name} once."))),

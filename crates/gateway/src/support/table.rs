@@ -392,7 +392,7 @@ const UPLOADS: &[Operation] = &[UploadPart, UploadPartCopy, CompleteMultipartUpl
 
 /// Every query parameter of S3 that is not a subresource of its own.
 pub const PARAMETERS: &[ParameterRow] = &[
-    parameter("list-type", &[ListObjectsV2]),
+    parameter("list-type", &[ListObjects, ListObjectsV2]),
     parameter("prefix", &[ListObjects, ListObjectsV2, ListMultipartUploads, ListBuckets]),
     parameter("delimiter", LISTS),
     parameter("encoding-type", &[ListObjects, ListObjectsV2, ListMultipartUploads, ListParts]),
