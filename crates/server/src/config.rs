@@ -44,6 +44,13 @@ pub struct NodeSection {
     pub roles: Vec<RoleName>,
     /// Folder of everything that the node keeps but its disks.
     pub data: PathBuf,
+    /// How often the node has been made anew under its id; the cluster's registry must agree.
+    #[serde(default = "first_incarnation")]
+    pub incarnation: u64,
+}
+
+fn first_incarnation() -> u64 {
+    1
 }
 
 /// A role as the configuration spells it.
@@ -80,12 +87,10 @@ pub struct TransportSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecuritySection {
-    /// The node's certificate, PEM.
+    /// The node's certificate and the cluster's CA behind it, PEM.
     pub certificate: PathBuf,
     /// The node's private key, PEM.
     pub private_key: PathBuf,
-    /// The cluster's CA certificate, PEM.
-    pub ca_certificate: PathBuf,
     /// The cluster's CA key, PEM: on metadata nodes, which admit joining nodes.
     pub ca_private_key: Option<PathBuf>,
     /// The key that wraps access keys' secrets: on gateways and metadata nodes.
@@ -108,7 +113,7 @@ pub struct ClusterSection {
 pub struct StorageSection {
     /// Disk folders, each on a disk of its own. Empty folders are formatted and registered at start.
     pub disks: Vec<PathBuf>,
-    /// Segment size in bytes of disks that are formatted from now on: 16 MiB to 1 GiB.
+    /// Segment size in bytes of disks that are formatted from now on: 16 MiB to 256 MiB.
     pub segment_bytes: u64,
     /// Bytes that each disk may take, 0 = what the file system has.
     pub capacity_bytes: u64,
@@ -269,8 +274,8 @@ impl Config {
         if self.has_role(RoleName::Storage) && self.storage.disks.is_empty() {
             return fail("role storage needs storage.disks");
         }
-        if !(16 << 20..=1 << 30).contains(&self.storage.segment_bytes) || self.storage.segment_bytes % (1 << 20) != 0 {
-            return fail("storage.segment_bytes must be whole MiB between 16 MiB and 1 GiB");
+        if !(16 << 20..=256 << 20).contains(&self.storage.segment_bytes) || self.storage.segment_bytes % (1 << 20) != 0 {
+            return fail("storage.segment_bytes must be whole MiB between 16 MiB and 256 MiB");
         }
         if self.has_role(RoleName::Gateway) && self.security.wrapping_key.is_none() {
             return fail("role gateway needs security.wrapping_key");
@@ -287,7 +292,6 @@ impl Config {
         fix(&mut self.node.data);
         fix(&mut self.security.certificate);
         fix(&mut self.security.private_key);
-        fix(&mut self.security.ca_certificate);
         self.storage.disks.iter_mut().for_each(fix);
         let options = [
             &mut self.security.ca_private_key,
@@ -312,12 +316,11 @@ pub fn parse_meta_peer(text: &str) -> Option<(u64, String)> {
 /// Every key, with the value that holds when nobody sets it, as a file to start from.
 pub fn default_text() -> String {
     let config = Config {
-        node: NodeSection { name: "s1".into(), roles: vec![RoleName::Storage], data: "data".into() },
+        node: NodeSection { name: "s1".into(), roles: vec![RoleName::Storage], data: "data".into(), incarnation: 1 },
         transport: TransportSection { listen: "127.0.0.1:7000".into() },
         security: SecuritySection {
             certificate: "node.crt".into(),
             private_key: "node.key".into(),
-            ca_certificate: "ca.crt".into(),
             ca_private_key: Some("ca.key".into()),
             wrapping_key: Some("wrapping.key".into()),
         },

@@ -64,6 +64,15 @@ pub fn remove(file: &Path) -> io::Result<()> {
     fs::remove_file(file)
 }
 
+/// Share of a file system that a disk takes where no size is set, in percent: the rest is the file system's own.
+const SPACE_PERCENT: u64 = 95;
+
+/// Returns the bytes that a disk may take on the file system of a folder.
+pub fn space_bytes(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_bavail * stat.f_frsize / 100 * SPACE_PERCENT)
+}
+
 /// Writes beside the target, syncs, renames over it and syncs the folder: a crash leaves the old or the new file.
 fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));

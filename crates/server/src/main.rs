@@ -1,1 +1,194 @@
-fn main() {}
+//! `plinth`: one binary for every role, for operators, and for a first try.
+
+mod caller;
+mod config;
+mod demo;
+mod export;
+mod files;
+mod identity;
+mod init;
+mod join;
+mod keyring;
+mod logging;
+mod measure;
+mod node;
+mod observe;
+mod operate;
+mod profile;
+mod selftest;
+mod service;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use config::Config;
+use plinth_admin::exit::{Exit, Trouble};
+use plinth_admin::{OutputFormat, Report};
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Plinth: an S3-compatible object store with Raft-replicated metadata and erasure-coded data.
+///
+/// First minute:  plinth demo
+#[derive(Debug, Parser)]
+#[command(name = "plinth", version, arg_required_else_help = true)]
+struct Cli {
+    /// How answers are printed; with json, errors too.
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
+    output: OutputFormat,
+    /// The operator's profile file that `plinth init` wrote.
+    #[arg(long, global = true, env = "PLINTH_PROFILE")]
+    profile: Option<PathBuf>,
+    /// Speaks to the demo that runs on this machine.
+    #[arg(long, global = true, conflicts_with = "profile")]
+    demo: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Starts a whole cluster in this process, proves that it works, and prints lines to paste.
+    Demo(demo::DemoArgs),
+    /// Lays out a new cluster: certificates, configuration, founding record, first access key.
+    #[command(subcommand)]
+    Init(init::InitCommand),
+    /// Admits this machine to a running cluster by token and writes its configuration.
+    Join(join::JoinArgs),
+    /// Runs a node until SIGTERM or Ctrl-C.
+    Server(ServerArgs),
+    /// Checks and shows configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Shows the version of this binary.
+    Version,
+    #[command(flatten)]
+    Operate(plinth_admin::Command),
+}
+
+#[derive(Debug, Args)]
+struct ServerArgs {
+    /// The node's configuration file.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Checks a configuration and everything that it points at; exit 2 names file, line and key.
+    Check {
+        /// The node's configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Prints every key with its default.
+    Default,
+    /// Prints a configuration as it holds after all layers.
+    Show {
+        /// The node's configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let _ = error.print();
+            return ExitCode::from(code as u8);
+        }
+    };
+    logging::abort_on_panic();
+    let output = cli.output;
+    match dispatch(cli) {
+        Ok(Some(report)) => print_report(&report, output),
+        Ok(None) => ExitCode::SUCCESS,
+        Err(trouble) => print_trouble(&trouble, output),
+    }
+}
+
+fn print_report(report: &Report, output: OutputFormat) -> ExitCode {
+    let text = report.render(output);
+    // A reader that has gone (`| head`) is no failure of the command.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::from(report.exit as u8)
+}
+
+fn print_trouble(trouble: &Trouble, output: OutputFormat) -> ExitCode {
+    match output {
+        OutputFormat::Table => eprintln!("{trouble}"),
+        OutputFormat::Json => eprintln!("{}", trouble.to_json()),
+    }
+    ExitCode::from(trouble.exit as u8)
+}
+
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
+fn dispatch(cli: Cli) -> Result<Option<Report>, Trouble> {
+    match cli.action {
+        Action::Demo(args) => runtime()?.block_on(demo::run(args, cli.output)).map(|()| None),
+        Action::Init(command) => init::run(command).map(Some),
+        Action::Join(args) => runtime()?.block_on(join::run(args)).map(Some),
+        Action::Server(args) => {
+            let config = load(&args.config)?;
+            logging::start(config.log.format, &config.log.level).map_err(usage)?;
+            runtime()?.block_on(node::run_until_signal(config)).map(|()| None)
+        }
+        Action::Config(command) => configure(command).map(Some),
+        Action::Version => Ok(Some(version())),
+        Action::Operate(command) => {
+            let file = match (cli.demo, cli.profile) {
+                (true, _) => profile::Profile::demo_folder(&environment()).join(profile::PROFILE_FILE),
+                (false, Some(file)) => file,
+                (false, None) => profile::Profile::default_file(&environment()),
+            };
+            runtime()?.block_on(operate::run(&file, &command)).map(Some)
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Trouble> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Trouble::new(Exit::Failed, "E2003", format!("the async runtime does not start: {error}")))
+}
+
+fn usage(text: String) -> Trouble {
+    Trouble::new(Exit::Usage, "E2002", text)
+}
+
+fn load(file: &std::path::Path) -> Result<Config, Trouble> {
+    Config::load(file, &environment()).map_err(|error| usage(error.to_string()))
+}
+
+fn configure(command: ConfigCommand) -> Result<Report, Trouble> {
+    match command {
+        ConfigCommand::Check { config: file } => {
+            let config = load(&file)?;
+            identity::Secrets::load(&config).map_err(|error| Trouble::new(Exit::Problem, "E2004", error.to_string()))?;
+            let text = format!("{} is sound: node {}", file.display(), config.node.name);
+            Ok(Report::done("ConfigCheck", json!({"file": file, "node": config.node.name, "ok": true}), text))
+        }
+        ConfigCommand::Default => {
+            let text = config::default_text();
+            Ok(Report::done("Config", json!({ "toml": text }), text.clone()))
+        }
+        ConfigCommand::Show { config: file } => {
+            let config = load(&file)?;
+            let text = toml::to_string_pretty(&config).expect("the configuration's types all have a TOML form");
+            let value = serde_json::to_value(&config).expect("the configuration's types all have a JSON form");
+            Ok(Report::done("Config", value, text))
+        }
+    }
+}
+
+fn version() -> Report {
+    let version = Cli::command().get_version().unwrap_or_default().to_string();
+    let text = format!("plinth {version}, feature level {}", init::FEATURE_LEVEL);
+    Report::done("Version", json!({"version": version, "feature_level": init::FEATURE_LEVEL}), text)
+}

@@ -1,0 +1,232 @@
+//! Admission of a new node: the desk on metadata nodes, and the command on the new machine.
+//!
+//! A token admits one node, once, before it expires. It carries the fingerprint of the cluster's CA,
+//! so that the new node trusts nobody else; the new node draws its own key and sends only a
+//! certificate request. The token is used up and the node registered in the system group before a
+//! certificate is signed: a crash between them costs a token, never admits twice.
+
+use crate::config::*;
+use crate::files;
+use crate::init::{CERTIFICATE_LIFE, file_trouble};
+use bytes::Bytes;
+use clap::Args;
+use plinth_admin::Report;
+use plinth_admin::exit::{Exit, Trouble};
+use plinth_admin::secret::JoinToken;
+use plinth_client::Client;
+use plinth_protocol::map::{NodeRecord, State};
+use plinth_protocol::meta::*;
+use plinth_protocol::wire::Wire;
+use plinth_protocol::*;
+use plinth_transport::authority::{Authority, Fingerprint, NodeKey};
+use plinth_transport::{Call, Identity, call_joining};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+/// How long a node waits for its admission.
+const ADMISSION_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Admits nodes; lives on metadata nodes that hold the CA's key.
+pub struct JoinDesk {
+    /// Signs certificates.
+    pub authority: Authority,
+    /// Speaks to the system group.
+    pub client: Client,
+    /// Handed to joining gateways and metadata nodes.
+    pub wrapping_key: Option<Zeroizing<Vec<u8>>>,
+}
+
+impl JoinDesk {
+    /// Checks the token, registers the node, signs its certificate.
+    pub async fn admit(&self, header: &[u8], deadline: Instant) -> Result<JoinReply, Failure> {
+        let request = JoinRequest::decode(header)?;
+        check_request(&request)?;
+        let token = JoinToken::parse(&request.token).ok_or_else(|| denied("the token can't be read"))?;
+        let consume = ConsumeJoinToken { hash: token.hash(), roles: request.roles.clone() };
+        expect_done(self.client.mutate(GROUP_SYSTEM, Command::ConsumeJoinToken(consume), None, deadline).await?)?;
+        let record = NodeRecord {
+            node: NodeId(0),
+            name: request.name.clone(),
+            roles: request.roles.clone(),
+            address: request.address.clone(),
+            incarnation: Incarnation(1),
+            state: State::Down,
+            domain: request.domain.clone().unwrap_or_else(|| request.name.clone()),
+            version: Some(env!("CARGO_PKG_VERSION").into()),
+        };
+        let register = Command::RegisterNode(RegisterNode { node: record, public_key: None });
+        let node = match self.client.mutate(GROUP_SYSTEM, register, None, deadline).await? {
+            Outcome::Node(node) => node,
+            Outcome::Refused(refusal) => return Err(denied(&refusal.text)),
+            other => return Err(Failure::new(FailureKind::Internal, format!("unexpected outcome {other:?}"))),
+        };
+        let identity = Identity {
+            cluster: self.authority.cluster(),
+            node: node.node,
+            roles: node.roles.clone(),
+            incarnation: node.incarnation,
+        };
+        let now = crate::node::wall_clock();
+        let certificate = self
+            .authority
+            .issue_for_request(&identity, &request.csr, CERTIFICATE_LIFE, now)
+            .map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
+        let map = match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline).await? {
+            Reply::Map(map) => map,
+            other => return Err(Failure::new(FailureKind::Internal, format!("unexpected reply {other:?}"))),
+        };
+        tracing::info!(node = %node.node, name = %node.name, "node admitted");
+        let wraps = node.roles.iter().any(|role| matches!(role, Role::Gateway | Role::Meta));
+        let wrapping_key = self.wrapping_key.as_ref().filter(|_| wraps).map(|key| Bytes::copy_from_slice(key));
+        Ok(JoinReply { node, certificate, ca: self.authority.certificate_pem().to_string(), map, wrapping_key })
+    }
+}
+
+/// Checks what a stranger sends before anything is committed.
+fn check_request(request: &JoinRequest) -> Result<(), Failure> {
+    let name_ok = (1..=63).contains(&request.name.len())
+        && request.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !name_ok {
+        return Err(Failure::new(FailureKind::Invalid, "a node's name is 1 to 63 letters, digits and dashes"));
+    }
+    let roles_ok = !request.roles.is_empty()
+        && request.roles.iter().all(|role| matches!(role, Role::Gateway | Role::Meta | Role::Storage));
+    if !roles_ok {
+        return Err(denied("a node may be gateway, meta or storage"));
+    }
+    if request.address.parse::<SocketAddr>().is_err() {
+        return Err(Failure::new(FailureKind::Invalid, "the address is not HOST:PORT"));
+    }
+    Ok(())
+}
+
+fn denied(text: &str) -> Failure {
+    Failure::new(FailureKind::Denied, text)
+}
+
+fn expect_done(outcome: Outcome) -> Result<(), Failure> {
+    match outcome {
+        Outcome::Refused(refusal) => Err(denied(&refusal.text)),
+        _ => Ok(()),
+    }
+}
+
+/// Options of `plinth join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// File that holds the token of `plinth cluster token create`.
+    #[arg(long)]
+    token_file: PathBuf,
+    /// A metadata node of the cluster: HOST:PORT.
+    #[arg(long)]
+    meta: SocketAddr,
+    /// Roles that this node takes.
+    #[arg(long, value_enum, required = true, value_delimiter = ',')]
+    roles: Vec<RoleName>,
+    /// This node's name.
+    #[arg(long)]
+    name: String,
+    /// Folder for everything; must be empty or absent.
+    #[arg(long)]
+    data: PathBuf,
+    /// Node-to-node socket of this node: HOST:PORT.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Disk folders of a storage node; without any, one below the data folder.
+    #[arg(long)]
+    disk: Vec<PathBuf>,
+    /// S3 socket of a gateway.
+    #[arg(long)]
+    s3: Option<SocketAddr>,
+    /// Observability socket.
+    #[arg(long)]
+    health: SocketAddr,
+    /// Failure domain, by default the node's name.
+    #[arg(long)]
+    domain: Option<String>,
+    /// Segment size of new disks in MiB.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=256))]
+    segment_mib: u64,
+}
+
+/// Joins a cluster and writes this node's configuration.
+pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
+    let folder = std::path::absolute(&args.data).unwrap_or_else(|_| args.data.clone());
+    if files::list(&folder).is_ok_and(|entries| !entries.is_empty()) {
+        return Err(Trouble::new(Exit::Conflict, "E2005", format!("{} is not empty", folder.display())));
+    }
+    let text = files::read_text(&args.token_file).map_err(|error| file_trouble(&args.token_file, error))?;
+    let token = JoinToken::parse(&text)
+        .ok_or_else(|| Trouble::new(Exit::Usage, "E2010", format!("{} holds no token", args.token_file.display())))?;
+    let failed = |error: plinth_transport::TransportError| Trouble::new(Exit::Failed, "E2008", error.to_string());
+    let key = NodeKey::generate().map_err(failed)?;
+    let request = JoinRequest {
+        token: token.text(),
+        csr: key.request_pem().map_err(failed)?,
+        name: args.name.clone(),
+        roles: args.roles.iter().map(|&role| role.into()).collect(),
+        address: args.listen.to_string(),
+        domain: args.domain.clone(),
+    };
+    let call = Call { method: Method::Join, header: request.to_bytes(), payload: Vec::new(), deadline: ADMISSION_TIME_MAX };
+    let reply = call_joining(&args.meta.to_string(), Fingerprint(token.ca_fingerprint), None, call).await?;
+    let admitted = JoinReply::decode(&reply.header)
+        .map_err(|error| Trouble::new(Exit::Unsupported, "E1010", error.to_string()))?;
+    let file = write_node(&args, &folder, &key, &admitted)?;
+    let text = format!("Joined {} as {} ({}). Start it:\n  plinth server --config {}\n",
+        admitted.map.name, admitted.node.name, admitted.node.node, file.display());
+    let value = json!({"cluster": admitted.map.name, "node": admitted.node.name, "id": admitted.node.node.0, "config": file});
+    Ok(Report::done("Joined", value, text))
+}
+
+fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinReply) -> Result<PathBuf, Trouble> {
+    files::make_folder(folder).map_err(|error| file_trouble(folder, error))?;
+    let secret = |name: &str, content: &[u8]| {
+        let file = folder.join(name);
+        files::write_secret(&file, content).map_err(|error| file_trouble(&file, error))
+    };
+    secret("node.key", key.key_pem().as_bytes())?;
+    if let Some(wrapping_key) = &admitted.wrapping_key {
+        secret("wrapping.key", wrapping_key)?;
+    }
+    let public = |name: &str, content: &[u8]| {
+        let file = folder.join(name);
+        files::write_public(&file, content).map_err(|error| file_trouble(&file, error)).map(|()| file)
+    };
+    public("node.crt", admitted.certificate.as_bytes())?;
+    let storage = args.roles.contains(&RoleName::Storage);
+    let disks = if storage && args.disk.is_empty() { vec![folder.join("d0")] } else { args.disk.clone() };
+    for disk in &disks {
+        files::make_folder(disk).map_err(|error| file_trouble(disk, error))?;
+    }
+    let meta = admitted.map.nodes.iter().filter(|node| admitted.map.voters.contains(&node.node));
+    let config = Config {
+        node: NodeSection {
+            name: admitted.node.name.clone(),
+            roles: args.roles.clone(),
+            data: "data".into(),
+            incarnation: admitted.node.incarnation.0,
+        },
+        transport: TransportSection { listen: args.listen.to_string() },
+        security: SecuritySection {
+            certificate: "node.crt".into(),
+            private_key: "node.key".into(),
+            ca_private_key: None,
+            wrapping_key: admitted.wrapping_key.as_ref().map(|_| "wrapping.key".into()),
+        },
+        cluster: ClusterSection { meta: meta.map(|node| format!("{}@{}", node.node.0, node.address)).collect(), founding: None },
+        storage: StorageSection { disks, segment_bytes: args.segment_mib << 20, capacity_bytes: 0 },
+        gateway: GatewaySection {
+            listen: args.s3.map_or_else(|| GatewaySection::default().listen, |address| address.to_string()),
+            ..GatewaySection::default()
+        },
+        observability: ObservabilitySection { listen: args.health.to_string() },
+        log: LogSection::default(),
+    };
+    let text = toml::to_string_pretty(&config).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
+    public("plinth.toml", text.as_bytes())
+}

@@ -1,0 +1,172 @@
+//! Metrics and readiness of a node: snapshots of each part's counters, read when a scrape arrives.
+
+use crate::config::Config;
+use crate::export::{client_families, disk_families, gauge, meta_families};
+use crate::observe::{Observed, Readiness};
+use crate::service::NodeService;
+use plinth_client::Client;
+use plinth_meta::MetaStats;
+use plinth_protocol::map::State;
+use plinth_protocol::meta::Query;
+use plinth_protocol::{GROUP_SYSTEM, Role};
+use plinth_transport::BoxFuture;
+use prometheus::Registry;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often a node asks the system group whether it still answers.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How long that answer may take before the node calls itself not ready.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// The node's registry, and what the parts' snapshots are turned into.
+pub struct Measures {
+    registry: Registry,
+    parts: Arc<PartMeasures>,
+}
+
+/// The collector over a node's parts.
+struct PartMeasures {
+    service: NodeService,
+    roles: String,
+    client: Mutex<Option<Client>>,
+    meta: Mutex<MetaStats>,
+    /// Why the system group does not answer, where it does not.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Measures {
+    /// Makes the registry of a node.
+    pub fn new(config: &Config, service: NodeService) -> Result<Measures, prometheus::Error> {
+        let mut roles: Vec<String> = config.node.roles.iter().map(|&role| Role::from(role).to_string()).collect();
+        roles.sort();
+        let parts = Arc::new(PartMeasures { service, roles: roles.join("+"), client: Mutex::default(), meta: Mutex::default(), trouble: Mutex::default() });
+        let registry = Registry::new();
+        registry.register(Box::new(Shared(parts.clone())))?;
+        Ok(Measures { registry, parts })
+    }
+
+    /// Adds the node's client once it is connected.
+    pub fn set_client(&self, client: Client) {
+        *lock(&self.parts.client) = Some(client);
+    }
+
+    /// Asks the system group again and again whether it answers, until the node stops.
+    pub async fn probe(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        loop {
+            if let Some(client) = self.parts.client() {
+                let query = Query::Map(Some(client.map().epoch));
+                let answer = client.query(GROUP_SYSTEM, query, Instant::now() + PROBE_TIME_MAX).await;
+                *lock(&self.parts.trouble) = answer.err().map(|failure| failure.to_string());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PROBE_EVERY) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// Returns the node's registry.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl Observed for Measures {
+    fn readiness(&self) -> Readiness {
+        self.parts.readiness()
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if let Some(node) = self.parts.service.parts.meta.get() {
+                *lock(&self.parts.meta) = node.stats().await;
+            }
+        })
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the registry own a collector that the node shares.
+struct Shared(Arc<PartMeasures>);
+
+impl Collector for Shared {
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.0.collect()
+    }
+}
+
+impl PartMeasures {
+    fn client(&self) -> Option<Client> {
+        lock(&self.client).clone()
+    }
+
+    fn readiness(&self) -> Readiness {
+        let mut readiness = Readiness::default();
+        let Some(client) = self.client() else {
+            readiness.read.push(("S201", "the cluster's map is not known yet".into()));
+            return readiness;
+        };
+        if let Some(failure) = lock(&self.trouble).clone() {
+            readiness.read.push(("S202", format!("metadata does not answer: {failure}")));
+        }
+        let map = client.map();
+        let mut domains: Vec<&str> = map
+            .disks
+            .iter()
+            .filter(|disk| disk.state == State::Up)
+            .filter_map(|disk| map.node(disk.node))
+            .filter(|node| matches!(node.state, State::Up | State::Suspect))
+            .map(|node| node.domain.as_str())
+            .collect();
+        domains.sort_unstable();
+        domains.dedup();
+        // A stripe is acknowledged with one fragment owed; a cluster of one node counts its disks, not domains.
+        let single = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).count() == 1;
+        let needed = if single { 1 } else { (map.code.width() - 1).max(usize::from(map.code.k)) };
+        if domains.len() < needed {
+            readiness.write.push(("S203", format!("{} writable domains, code {} needs {needed}", domains.len(), map.code)));
+        }
+        readiness
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut families = vec![gauge(
+            "plinth_build_info",
+            "What runs here; always 1.",
+            vec![(
+                vec![("version", env!("CARGO_PKG_VERSION").into()), ("role", self.roles.clone()), ("feature_level", "1".into())],
+                1.0,
+            )],
+        )];
+        let ready = self.readiness();
+        let modes = [("write", ready.write.is_empty() && ready.read.is_empty()), ("read", ready.read.is_empty())];
+        let values = modes.map(|(mode, ready)| (vec![("mode", mode.to_string())], f64::from(u8::from(ready))));
+        families.push(gauge("plinth_node_ready", "Whether traffic may be sent here.", values.to_vec()));
+        if let Some(storage) = self.service.parts.storage.get() {
+            families.extend(disk_families(storage));
+        }
+        if self.service.parts.meta.get().is_some() {
+            families.extend(meta_families(&lock(&self.meta)));
+        }
+        if let Some(client) = self.client() {
+            families.extend(client_families(&client));
+        }
+        families
+    }
+}

@@ -1,0 +1,125 @@
+//! The observability socket: `/metrics`, `/health/live`, `/health/ready`.
+//!
+//! A socket of its own, without login; answers name nothing but states. Metrics come from
+//! snapshots of each part's counters, taken when a scrape arrives.
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use plinth_transport::BoxFuture;
+use prometheus::{Encoder, Registry, TextEncoder};
+use serde_json::json;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+/// Connections that the socket serves at once; more wait.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a request head may take.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What a node says of itself when asked whether it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// Reasons why writes would not work now, each a code and a text.
+    pub write: Vec<(&'static str, String)>,
+    /// Reasons why reads would not work now.
+    pub read: Vec<(&'static str, String)>,
+}
+
+/// A node's own view of itself, for the socket.
+pub trait Observed: Send + Sync + 'static {
+    /// Returns whether traffic may be sent here.
+    fn readiness(&self) -> Readiness;
+    /// Brings up to date what can't be read in passing.
+    fn refresh(&self) -> BoxFuture<'_, ()>;
+    /// Returns the registry that is printed.
+    fn registry(&self) -> &Registry;
+}
+
+/// Serves the socket until `stop` turns true.
+pub async fn serve(listener: TcpListener, node: Arc<dyn Observed>, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let node = node.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let node = node.clone();
+                async move { Ok::<_, Infallible>(answer(&*node, &request).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIME_MAX)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "observability connection broke");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn answer(node: &dyn Observed, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n");
+    }
+    match request.uri().path() {
+        "/metrics" => metrics(node).await,
+        "/health/live" => text(StatusCode::OK, "application/json", "{\"live\":true}\n"),
+        "/health/ready" => ready(node, request.uri().query() == Some("mode=read")),
+        _ => text(StatusCode::NOT_FOUND, "text/plain", "try /metrics, /health/live, /health/ready\n"),
+    }
+}
+
+async fn metrics(node: &dyn Observed) -> Response<Full<Bytes>> {
+    node.refresh().await;
+    let mut page = Vec::new();
+    match TextEncoder::new().encode(&node.registry().gather(), &mut page) {
+        Ok(()) => body(StatusCode::OK, prometheus::TEXT_FORMAT, page.into()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", &format!("{error}\n")),
+    }
+}
+
+fn ready(node: &dyn Observed, reads_only: bool) -> Response<Full<Bytes>> {
+    let readiness = node.readiness();
+    let mode = if !readiness.read.is_empty() {
+        "none"
+    } else if !readiness.write.is_empty() {
+        "read-only"
+    } else {
+        "read-write"
+    };
+    let ready = mode == "read-write" || (reads_only && mode == "read-only");
+    let reasons: Vec<_> =
+        readiness.read.iter().chain(&readiness.write).map(|(code, text)| json!({"code": code, "text": text})).collect();
+    let page = json!({"ready": ready, "mode": mode, "reasons": reasons}).to_string() + "\n";
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut response = text(status, "application/json", &page);
+    if !ready {
+        response.headers_mut().insert(http::header::RETRY_AFTER, http::HeaderValue::from_static("2"));
+    }
+    response
+}
+
+fn text(status: StatusCode, kind: &str, page: &str) -> Response<Full<Bytes>> {
+    body(status, kind, Bytes::copy_from_slice(page.as_bytes()))
+}
+
+fn body(status: StatusCode, kind: &str, page: Bytes) -> Response<Full<Bytes>> {
+    Response::builder()
+        .status(status)
+        .header(http::header::CONTENT_TYPE, kind)
+        .body(Full::new(page))
+        .expect("a status, a fixed header and a body always make a response")
+}

@@ -1,0 +1,34 @@
+//! Operators' commands: from a profile to a client, and from there to the answer.
+
+use crate::identity;
+use crate::profile::Profile;
+use plinth_admin::exit::{Exit, Trouble};
+use plinth_admin::run::Operator;
+use plinth_admin::{Command, Report};
+use plinth_client::Client;
+use plinth_protocol::Incarnation;
+use plinth_transport::{Credentials, Link, TlsLink};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Carries out an operator's command.
+pub async fn run(file: &Path, command: &Command) -> Result<Report, Trouble> {
+    let profile = Profile::load(file)?;
+    let secrets = |error: identity::SecretsError| Trouble::new(Exit::Usage, "E2004", error.to_string());
+    let (certificate, identity) =
+        identity::load_certificate(&profile.certificate, &profile.private_key, Incarnation(1)).map_err(secrets)?;
+    let ca_pem = identity::authority_pem(&certificate)
+        .ok_or_else(|| Trouble::new(Exit::Usage, "E2004", "the operator's certificate lacks its CA"))?;
+    let ca_fingerprint = identity::fingerprint(&ca_pem).map_err(|text| Trouble::new(Exit::Usage, "E2004", text))?;
+    let wrapping_key = match &profile.wrapping_key {
+        Some(path) => Some(identity::load_wrapping_key(path).map_err(secrets)?.to_vec()),
+        None => None,
+    };
+    let credentials = Credentials::new(&certificate, &ca_pem, identity.incarnation)
+        .map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
+    let link: Arc<dyn Link> = Arc::new(TlsLink::new(Arc::new(credentials)));
+    let config = crate::node::client_config(identity.node, &profile.meta, None);
+    let client = Client::connect(config, link.clone()).await?;
+    let now_ms = crate::node::wall_clock_ms();
+    plinth_admin::run(&Operator { client, link, wrapping_key, ca_fingerprint, now_ms }, command).await
+}

@@ -1,0 +1,103 @@
+//! What a node answers: each method goes to the part that owns it.
+
+use crate::join::JoinDesk;
+use bytes::Bytes;
+use plinth_meta::MetaNode;
+use plinth_protocol::meta::{AdminReply, AdminRequest, MetaRequest};
+use plinth_protocol::frame::FRAME_BYTES;
+use plinth_protocol::storage::{StorageAction, StorageRequest};
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{Failure, FailureKind, Method};
+use plinth_storage::StorageNode;
+use plinth_transport::{BoxFuture, Request, Response, Service};
+use std::sync::{Arc, OnceLock};
+
+/// Answers operators' requests that concern the process rather than the cluster.
+pub trait ProcessControl: Send + Sync + 'static {
+    /// Stops or starts a node of a demo, or opens a disk; `None` where the request is not for the process.
+    fn control(&self, request: AdminRequest) -> BoxFuture<'static, Result<AdminReply, Failure>>;
+}
+
+/// A node's parts, each there once it has started.
+#[derive(Default)]
+pub struct Parts {
+    /// The meta role.
+    pub meta: OnceLock<MetaNode>,
+    /// The storage role.
+    pub storage: OnceLock<StorageNode>,
+    /// Admission of nodes that join.
+    pub desk: OnceLock<JoinDesk>,
+    /// The process around the node.
+    pub control: OnceLock<Arc<dyn ProcessControl>>,
+}
+
+/// The service of one node.
+#[derive(Clone, Default)]
+pub struct NodeService {
+    /// The node's parts.
+    pub parts: Arc<Parts>,
+}
+
+impl Service for NodeService {
+    fn serve(&self, request: Request) -> BoxFuture<'static, Result<Response, Failure>> {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.dispatch(request).await })
+    }
+
+    fn reply_bytes(&self, method: Method, header: &[u8]) -> usize {
+        match method {
+            Method::Storage => StorageRequest::decode(header).map_or(0, |request| match request.action {
+                StorageAction::Read(read) => usize::from(read.count) * FRAME_BYTES,
+                _ => 0,
+            }),
+            _ => 0,
+        }
+    }
+}
+
+impl Parts {
+    async fn dispatch(&self, request: Request) -> Result<Response, Failure> {
+        match request.method {
+            Method::Ping => Ok(Response::default()),
+            Method::Meta => {
+                let meta = started(&self.meta, "metadata")?;
+                let header = meta.handle_meta_encoded(MetaRequest::decode(&request.header)?, request.deadline).await?;
+                Ok(Response { header, payload: Vec::new() })
+            }
+            Method::Raft => {
+                let meta = started(&self.meta, "metadata")?;
+                meta.handle_raft(request.caller.node, request.header, request.payload).await
+            }
+            Method::Storage => {
+                let storage = started(&self.storage, "storage")?;
+                let header = StorageRequest::decode(&request.header)?;
+                let (reply, payload) = storage.handle(header, request.payload, request.deadline).await?;
+                Ok(Response { header: reply.to_bytes(), payload })
+            }
+            Method::Admin => self.operate(AdminRequest::decode(&request.header)?).await,
+            Method::Join => {
+                let desk = started(&self.desk, "admission")?;
+                Ok(header_only(&desk.admit(&request.header, request.deadline).await?))
+            }
+        }
+    }
+
+    async fn operate(&self, request: AdminRequest) -> Result<Response, Failure> {
+        let reply = match request {
+            AdminRequest::StopNode(_) | AdminRequest::StartNode(_) | AdminRequest::AddDisk(_) => match self.control.get() {
+                Some(control) => control.control(request).await?,
+                None => return Err(Failure::new(FailureKind::Invalid, "this node's process does not take that order")),
+            },
+            other => started(&self.meta, "metadata")?.handle_admin(other).await?,
+        };
+        Ok(header_only(&reply))
+    }
+}
+
+fn started<'a, T>(part: &'a OnceLock<T>, role: &str) -> Result<&'a T, Failure> {
+    part.get().ok_or_else(|| Failure::new(FailureKind::Unavailable, format!("the {role} part of this node does not serve")))
+}
+
+fn header_only(reply: &impl Wire) -> Response {
+    Response { header: reply.to_bytes(), payload: Vec::<Bytes>::new() }
+}
