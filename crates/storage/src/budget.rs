@@ -43,6 +43,16 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// Takes `bytes` more out of the budget, where so many are left.
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let more = self.budget.take(bytes);
+        let grown = more.is_some();
+        if let Some(mut more) = more {
+            self.bytes += std::mem::take(&mut more.bytes);
+        }
+        grown
+    }
+
     /// Ties the permit to bytes: it goes back when the last clone of them is dropped.
     pub fn guard(self, bytes: Bytes) -> Bytes {
         Bytes::from_owner(Guarded { bytes, _permit: self })
@@ -73,7 +83,8 @@ mod tests {
     #[test]
     fn bytes_come_back_when_the_last_clone_is_dropped() {
         let budget = Budget::new(100);
-        let permit = budget.take(60).unwrap();
+        let mut permit = budget.take(50).unwrap();
+        assert!(permit.grow(10) && !permit.grow(41));
         assert!(budget.take(41).is_none());
         let bytes = permit.guard(Bytes::from_static(b"frames"));
         let clone = bytes.slice(2..);

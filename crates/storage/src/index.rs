@@ -237,7 +237,7 @@ mod tests {
         IndexEntry {
             fragment: FragmentId { stripe: StripeId(stripe), index },
             place: Place { segment, block: 7, body_bytes: 99, payload_blocks: 17 },
-            quarantined: segment % 5 == 0,
+            quarantined: segment.is_multiple_of(5),
         }
     }
 

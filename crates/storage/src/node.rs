@@ -11,7 +11,6 @@ use bytes::Bytes;
 use plinth_journal::driver::{QueueBounds, SendRefused, spawn};
 use plinth_journal::{DiskIdentity, Format, Handle, JournalError, Recovery, UringDisk};
 use plinth_protocol::buffer::into_aligned;
-use plinth_protocol::frame::FRAME_BYTES;
 use plinth_protocol::ids::{ClusterId, DiskId, Incarnation};
 use plinth_protocol::storage::{DiskStat, StorageAction, StorageReply, StorageRequest};
 use plinth_protocol::{Failure, FailureKind};
@@ -110,6 +109,10 @@ struct Caller {
 impl Ticket for Caller {
     fn is_cancelled(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    fn reserve(&mut self, bytes: u64) -> bool {
+        self.permit.grow(bytes)
     }
 
     fn answer(self, answer: Answer) {
@@ -247,7 +250,8 @@ impl StorageNode {
             return Ok((StorageReply::Disk(port.stat()), Vec::new()));
         }
         let changes = matches!(action, StorageAction::Put(_) | StorageAction::Delete(_));
-        let bytes = in_flight_bytes(&action, &payload);
+        // A read takes the memory for its frames when it begins: only its disk knows how many there are.
+        let bytes = REQUEST_BYTES + payload.len() as u64;
         let Some(permit) = self.shared.budget.take(bytes) else {
             return Err(busy("too many bytes are in flight in this process"));
         };
@@ -337,17 +341,6 @@ impl Port {
             quarantined: self.stats.quarantined.load(Relaxed),
         }
     }
-}
-
-/// Bytes that a request holds in memory until it is answered and the answer has left.
-fn in_flight_bytes(action: &StorageAction, payload: &Bytes) -> u64 {
-    REQUEST_BYTES
-        + match action {
-            StorageAction::Read(read) => {
-                (u64::from(read.count) * FRAME_BYTES as u64).min(crate::admission::FRAGMENT_BYTES_MAX as u64)
-            }
-            _ => payload.len() as u64,
-        }
 }
 
 fn busy(text: &str) -> Failure {

@@ -24,6 +24,6 @@ fn random_sequences_agree_with_the_model() {
             coverage.corrupt,
             coverage.records_replayed,
         ];
-        assert!(taken.iter().all(|&count| count > 100), "a path is hardly ever taken: {coverage:?}");
+        assert!(taken.iter().all(|&count| count > 50), "a path is hardly ever taken: {coverage:?}");
     }
 }

@@ -65,6 +65,8 @@ pub(super) struct Checkpointing {
     written_bytes: u64,
     /// Changes of the index since then.
     changes: u64,
+    /// Whether somebody has asked for one.
+    is_asked: bool,
 }
 
 impl Checkpointing {
@@ -87,15 +89,22 @@ impl Checkpointing {
         self.changes > 0
     }
 
-    /// Returns whether the journal has written `bytes` or more since the last checkpoint.
+    /// Returns whether a checkpoint is asked for, or the journal has written `bytes` since the last.
     pub(super) fn is_due(&self, journal: &Journal, bytes: u64) -> bool {
-        self.writing.is_none() && journal.stats().bytes >= self.written_bytes + bytes
+        let grown = journal.stats().bytes >= self.written_bytes + bytes;
+        self.writing.is_none() && (grown || self.is_asked)
     }
 }
 
 impl<T: Ticket> Engine<T> {
-    /// Begins a checkpoint of everything that is durable now.
-    pub fn begin_checkpoint(&mut self, now: Instant) {
+    /// Asks for a checkpoint; it begins with the next turn.
+    pub fn request_checkpoint(&mut self) {
+        self.checkpointing.is_asked = true;
+    }
+
+    /// Begins a checkpoint of everything that is durable now. Only within a turn, when all that the
+    /// journal has told is applied: the mark must not run ahead of the index.
+    pub(super) fn begin_checkpoint(&mut self, now: Instant) {
         if self.checkpointing.writing.is_some() || self.fenced.is_some() {
             return;
         }
@@ -106,6 +115,7 @@ impl<T: Ticket> Engine<T> {
             used.map(|info| SegmentLife { segment: info.segment.0, life: info.generation.0 }).collect::<Vec<_>>();
         let mark = self.journal.mark();
         tracing::debug!(disk = %self.disk, sequence = %mark.sequence, "checkpoint begun");
+        self.checkpointing.is_asked = false;
         self.checkpointing.last += 1;
         self.checkpointing.changes = 0;
         self.checkpointing.written_bytes = self.journal.stats().bytes;

@@ -55,6 +55,9 @@ pub trait Ticket {
     /// Whether nobody waits for the answer any more.
     fn is_cancelled(&self) -> bool;
 
+    /// Takes memory for a read's bytes out of the process's budget; false where too little is left.
+    fn reserve(&mut self, bytes: u64) -> bool;
+
     /// Gives the answer.
     fn answer(self, answer: Answer);
 }
@@ -110,6 +113,8 @@ struct Admitted<T> {
     request: Request<T>,
     /// The header's wire bytes, once a put has passed its check.
     checked: Option<Vec<u8>>,
+    /// Whether memory for a read's bytes has been reserved.
+    reserved: bool,
 }
 
 /// What a queued append does once it is durable.
@@ -251,7 +256,7 @@ impl<T: Ticket> Engine<T> {
             }
         };
         let class = request.class;
-        if let Err(admitted) = self.queues.push(class, bytes, Admitted { request, checked: None }) {
+        if let Err(admitted) = self.queues.push(class, bytes, Admitted { request, checked: None, reserved: false }) {
             add(&self.stats.refused_busy, 1);
             let retry_after_ms = Some(limit(class).retry_after_ms);
             let busy = Failure::new(FailureKind::Busy, format!("the {class:?} queue is full"));

@@ -5,6 +5,7 @@ use super::{Admitted, Engine, Request, Ticket, Waiter};
 use crate::admission::frame_range;
 use crate::index::{IndexEntry, Place};
 use crate::planted::planted;
+use crate::queue::limit;
 use crate::stats::add;
 use bytes::Bytes;
 use plinth_journal::{DiskError, HEAD_BYTES, ReadToken, Refused};
@@ -80,9 +81,15 @@ impl<T: Ticket> Engine<T> {
         place: Place,
         offset: usize,
         length: usize,
-        admitted: Admitted<T>,
+        mut admitted: Admitted<T>,
         make: impl FnOnce(Request<T>) -> ReadWork<T>,
     ) {
+        if !std::mem::replace(&mut admitted.reserved, true) && !admitted.request.ticket.reserve(length as u64) {
+            add(&self.stats.refused_busy, 1);
+            let busy = Failure::new(FailureKind::Busy, "too many bytes are in flight in this process");
+            let retry_after_ms = Some(limit(admitted.request.class).retry_after_ms);
+            return self.refuse(admitted.request, Failure { retry_after_ms, ..busy });
+        }
         match self.submit_read(place, offset, length) {
             Ok(token) => {
                 self.reads.insert(token, (length as u64, make(admitted.request)));

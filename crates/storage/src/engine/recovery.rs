@@ -78,7 +78,7 @@ impl<T: Ticket> Engine<T> {
     ) -> Result<Opened<T, D>, JournalError> {
         let mut rebuild = Rebuild::default();
         rebuild.load_checkpoint(&mut recovery);
-        while let Some(record) = recovery.next() {
+        for record in recovery.by_ref() {
             rebuild.replay(&record);
         }
         rebuild.report.damage = recovery.damage().to_vec();

@@ -88,8 +88,7 @@ fn play(seed: u64) -> Scenario {
     scenario.settle();
     scenario.delete(&contents[..5]);
     scenario.settle();
-    let now = scenario.sim.now;
-    scenario.sim.engine.begin_checkpoint(now);
+    scenario.sim.engine.request_checkpoint();
     scenario.turn();
     scenario.put(&contents[24..30]);
     scenario.turns(30);
@@ -100,8 +99,7 @@ fn play(seed: u64) -> Scenario {
     scenario.settle();
     // Compaction runs by itself; the second checkpoint begins in its midst.
     scenario.turns(4);
-    let now = scenario.sim.now;
-    scenario.sim.engine.begin_checkpoint(now);
+    scenario.sim.engine.request_checkpoint();
     scenario.turns(60);
     let stats = scenario.sim.engine.stats().snapshot();
     assert!(stats.checkpoints >= 2 && stats.moved_bytes > 0 && stats.segments_released > 0, "{stats:?}");

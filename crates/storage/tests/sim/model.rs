@@ -49,8 +49,8 @@ pub fn op() -> impl Strategy<Value = Op> {
         4 => stripe.clone().prop_map(|stripe| Op::Stat { stripe }),
         3 => Just(Op::List),
         8 => Just(Op::Checkpoint),
-        16 => Just(Op::Settle),
-        24 => (1u8..20).prop_map(|count| Op::Turns { count }),
+        8 => Just(Op::Settle),
+        24 => (1u8..8).prop_map(|count| Op::Turns { count }),
         9 => Just(Op::Crash),
         4 => Just(Op::Restart),
         4 => (stripe, any::<u16>(), 0u8..8).prop_map(|(stripe, at, bit)| Op::Rot { stripe, at, bit }),
@@ -441,8 +441,7 @@ impl World {
                 self.check_list()?;
             }
             Op::Checkpoint => {
-                let now = self.sim().now;
-                self.sim().engine.begin_checkpoint(now);
+                self.sim().engine.request_checkpoint();
             }
             Op::Settle => self.settle()?,
             Op::Turns { count } => self.sim().turns(usize::from(*count)),
