@@ -76,7 +76,7 @@ async fn stripes_that_miss_their_quorum_are_sent_elsewhere_under_a_new_id() {
     let counters = client.counters();
     assert!(counters.stripes_resent >= 1 && counters.stripes_resent <= 4, "{counters:?}");
     gets(&client, 10).await;
-    // The ids that rows name are whole; the abandoned ones are other stripes.
+    // The stripes that rows name are whole.
     for number in 0..10 {
         let view = view(&client, &format!("key{number}")).await.unwrap();
         for stripe in stripes(&view.body.unwrap().body) {
@@ -356,6 +356,16 @@ async fn two_silent_disks_of_a_group_cost_seconds_not_the_object() {
     assert!(client.counters().stripes_resent >= 1);
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     gets(&client, 20).await;
+    // What an abandoned try left behind stands under an id of its own.
+    let mut groups = std::collections::BTreeMap::new();
+    for disk in cluster.disks.values() {
+        for fragment in disk.fragments() {
+            let header = disk.header(fragment).unwrap();
+            let group = groups.entry(fragment.stripe).or_insert(header.stripe.pg);
+            assert_eq!(*group, header.stripe.pg, "one stripe id in two placement groups");
+        }
+    }
+    assert!(groups.len() > 20, "an abandoned try left fragments");
 }
 
 #[tokio::test(start_paused = true)]
