@@ -77,7 +77,8 @@ pub struct FormatConfig {
     pub stamp: u64,
 }
 
-/// Makes a folder a disk. Refuses one that carries anything, and sizes that no disk can have.
+/// Makes a folder a disk. Refuses one that carries anything, and sizes that no disk can have. Blocks while the
+/// first segment is written.
 pub fn format_disk(config: &FormatConfig) -> Result<(), StorageError> {
     let fail = |source| StorageError::Journal { path: config.path.display().to_string(), source };
     let segment_count_max = u32::try_from(config.size_bytes / u64::from(config.segment_bytes.max(1)));

@@ -222,3 +222,44 @@ async fn full_disk_refuses_puts_and_takes_them_again_after_deletes() {
     drop(asker);
     node.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn puts_that_were_answered_survive_a_stop_in_their_midst() {
+    for graceful in [true, false] {
+        let root = tempfile::tempdir().unwrap();
+        let config = StorageConfig::new(CLUSTER, folders(root.path(), 1));
+        let node = StorageNode::open(config.clone()).await.unwrap();
+        let contents = contents();
+        let puts: Vec<_> = contents
+            .iter()
+            .map(|&content| {
+                let asker = Asker { node: node.clone(), disk: DiskId(1) };
+                tokio::spawn(async move { asker.put(&content).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        match graceful {
+            true => node.shutdown().await,
+            false => drop(node),
+        }
+        let mut stored = Vec::new();
+        for (content, put) in contents.iter().zip(puts) {
+            match put.await.unwrap() {
+                Ok(()) => stored.push(*content),
+                Err(failure) => {
+                    let told = [FailureKind::Unavailable, FailureKind::Unknown, FailureKind::Conflict];
+                    assert!(told.contains(&failure.kind), "{failure}");
+                }
+            }
+        }
+        wait_until_unlocked(&config).await;
+        let node = StorageNode::open(config).await.unwrap();
+        let asker = Asker { node: node.clone(), disk: DiskId(1) };
+        for content in stored {
+            assert_eq!(asker.read(content.id()).await.unwrap(), content.frames());
+        }
+        assert_eq!(node.bytes_in_flight(), 0);
+        drop(asker);
+        node.shutdown().await;
+    }
+}
