@@ -16,6 +16,7 @@ macro_rules! id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { fmt::Display::fmt(self, f) }
         }
         impl Wire for $name {
+            const MAY_BE_EMPTY: bool = <$inner>::MAY_BE_EMPTY;
             fn encode(&self, out: &mut Vec<u8>) { self.0.encode(out); }
             fn decode(input: &[u8]) -> Result<Self, WireError> { <$inner>::decode(input).map($name) }
         }

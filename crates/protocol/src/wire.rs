@@ -39,6 +39,10 @@ pub enum WireError {
 
 /// A value with one canonical byte form.
 pub trait Wire: Sized {
+    /// Whether some value's bytes may be none. Where they can't, no bytes mean an absent option also
+    /// where the option is all there is, as in a variant of a choice.
+    const MAY_BE_EMPTY: bool = true;
+
     /// Appends the value's bytes.
     fn encode(&self, out: &mut Vec<u8>);
 
@@ -294,6 +298,7 @@ macro_rules! numbered {
 }
 macro_rules! wire_integer {
     ($($ty:ty),*) => { $(impl Wire for $ty {
+        const MAY_BE_EMPTY: bool = false;
         fn encode(&self, out: &mut Vec<u8>) { encode_varint(u64::from(*self), out); }
         fn decode(mut input: &[u8]) -> Result<Self, WireError> {
             let value = decode_varint(&mut input)?;
@@ -305,6 +310,7 @@ macro_rules! wire_integer {
 wire_integer!(u8, u16, u32, u64);
 
 impl Wire for u128 {
+    const MAY_BE_EMPTY: bool = false;
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.to_le_bytes());
     }
@@ -366,6 +372,9 @@ impl<T: Wire> Wire for Option<T> {
         }
     }
     fn decode(input: &[u8]) -> Result<Self, WireError> {
+        if input.is_empty() && !T::MAY_BE_EMPTY {
+            return Ok(None);
+        }
         T::decode(input).map(Some)
     }
     fn is_absent(&self) -> bool {
@@ -475,6 +484,7 @@ mod tests {
         pub enum Pick {
             1 => Empty,
             7 => Full(Sample),
+            8 => Perhaps(Option<u64>),
         }
     }
 
@@ -503,6 +513,13 @@ mod tests {
         assert_eq!(Sample::decode(&bytes), Ok(sample));
         encode_field(10, false, &5u64, &mut bytes);
         assert_eq!(Sample::decode(&bytes), Err(WireError::UnknownField(10)));
+    }
+
+    #[test]
+    fn an_absent_option_may_be_all_of_a_variant() {
+        for pick in [Pick::Perhaps(None), Pick::Perhaps(Some(0)), Pick::Perhaps(Some(9))] {
+            assert_eq!(Pick::decode(&pick.to_wire()), Ok(pick));
+        }
     }
 
     #[test]
