@@ -96,7 +96,7 @@ fn number<S: Store>(call: &Call<'_, S>, name: &str) -> S3Result<Option<usize>> {
 /// Lists parts only when they carry checksums; the count is shown always.
 fn write_parts(xml: &mut Writer, row: &ObjectRow, spans: &[PartSpan], page: &PartsPage) {
     xml.open("ObjectParts");
-    xml.number("TotalPartsCount", spans.len() as u64);
+    xml.number("PartsCount", spans.len() as u64);
     let algorithm: Option<ChecksumAlgorithm> = row.checksum.as_ref().map(|checksum| checksum.algorithm);
     if let Some(algorithm) = algorithm.filter(|_| spans.iter().all(|span| span.checksum.is_some())) {
         let shown: Vec<(usize, &PartSpan)> =

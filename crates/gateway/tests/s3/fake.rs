@@ -111,14 +111,14 @@ impl State {
         self.buckets.values().any(|row| row.bucket == bucket)
     }
 
-    fn judge(&self, place: &(u64, String), expectation: Option<&Expectation>) -> Result<(), Outcome> {
+    fn judge(&self, place: &(u64, String), expectation: Option<&Expectation>) -> Result<(), Box<Outcome>> {
         let Some(expectation) = expectation else { return Ok(()) };
         let current = self.objects.get(place).map(|(row, _)| row.etag.to_string());
-        let failed = Err(refused(RefusalKind::PreconditionFailed));
+        let failed = Err(Box::new(refused(RefusalKind::PreconditionFailed)));
         match (expectation.kind, current) {
             (ExpectationKind::Absent, None) | (ExpectationKind::Present, Some(_)) => Ok(()),
             (ExpectationKind::Absent, Some(_)) => failed,
-            (_, None) => Err(refused(RefusalKind::NoSuchKey)),
+            (_, None) => Err(Box::new(refused(RefusalKind::NoSuchKey))),
             (ExpectationKind::Matches, Some(etag)) if Some(&etag) == expectation.etag.as_ref() => Ok(()),
             (ExpectationKind::Matches, Some(_)) => failed,
         }
@@ -134,7 +134,7 @@ impl State {
                 }
                 match self.judge(&place, delete.expectation.as_ref()) {
                     Ok(()) => Outcome::Deleted(self.objects.remove(&place).is_some()),
-                    Err(outcome) => outcome,
+                    Err(outcome) => *outcome,
                 }
             }
             Command::CreateUpload(create) => {
@@ -174,7 +174,7 @@ impl State {
         }
         let place = (put.bucket.0, put.key);
         if let Err(outcome) = self.judge(&place, put.expectation.as_ref()) {
-            return outcome;
+            return *outcome;
         }
         let row = ObjectRow {
             size_bytes: put.size_bytes,
@@ -218,7 +218,7 @@ impl State {
         }
         let object = (complete.bucket.0, complete.key.clone());
         if let Err(outcome) = self.judge(&object, complete.expectation.as_ref()) {
-            return outcome;
+            return *outcome;
         }
         let checksum = match object_checksum(&upload.row, &listed) {
             checksum if complete.checksum.is_none() || complete.checksum == checksum => checksum,
