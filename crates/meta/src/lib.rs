@@ -17,7 +17,7 @@ mod files;
 mod ledger;
 mod log;
 mod node;
-mod planted;
+pub mod planted;
 mod raft;
 pub mod state;
 mod stats;

@@ -10,17 +10,20 @@
 //! the release waits until both are durable.
 
 use super::LogId;
+use super::holdings::{Holding, Run};
 use super::record::{
     ENTRIES_HEAD_BYTES, ENTRY_HEAD_BYTES, LogEntry, PurgeRecord, RecordKind, StateRecord, TruncateRecord, VoteRecord,
     VoteWords, decode_entries, encode_entries, encode_entries_into,
 };
-use super::view::{GroupView, Slot};
-use crate::{MetaError, planted};
+use super::replay::Replay;
+use super::view::GroupView;
+use crate::MetaError;
+use crate::planted::{Bug, planted};
 use bytes::Bytes;
 use plinth_journal::record::verify_record;
 use plinth_journal::{
     Append, Completion, Disk, Event, Generation, Journal, JournalError, JournalOptions, Operation, Placed, Position,
-    ReadToken, Recovered, Recovery, Refused, SegmentIndex, SegmentState, Sequence, Stream, head_and_body_bytes,
+    ReadToken, Recovery, Refused, SegmentIndex, SegmentState, Sequence, Stream, head_and_body_bytes,
 };
 use plinth_protocol::buffer::AlignedBuf;
 use plinth_protocol::wire::Wire;
@@ -105,11 +108,18 @@ struct Waiting<T> {
 /// The release of the oldest segment under way.
 enum Release {
     /// Payloads of entries to be carried are being read.
-    Reading { segment: SegmentIndex, missing: usize, found: BTreeMap<GroupId, Vec<LogEntry>> },
+    Reading { segment: SegmentIndex, missing: usize, found: BTreeMap<Sequence, Vec<LogEntry>> },
     /// State and carry records wait for their sync.
     Writing { segment: SegmentIndex, sequence: Sequence },
     /// The journal has been told; [`Event::Released`] follows.
     Waiting,
+}
+
+/// Where carried entries of a group stand once that is durable; until then they are read at their old places.
+struct Moved {
+    sequence: Sequence,
+    group: GroupId,
+    entries: Vec<(LogId, Place)>,
 }
 
 /// An answered read of a record: the bytes of its body.
@@ -125,6 +135,7 @@ enum ReadFor<R> {
 pub(crate) struct RaftLog<T, R> {
     journal: Journal,
     groups: Arc<Groups>,
+    holdings: BTreeMap<GroupId, Holding>,
     floor: Arc<AtomicU64>,
     limits: LogLimits,
     /// Changes that the journal has not taken yet.
@@ -137,6 +148,7 @@ pub(crate) struct RaftLog<T, R> {
     finished: Vec<(T, Result<(), String>)>,
     answered: Vec<(R, ReadResult)>,
     release: Option<Release>,
+    moved: VecDeque<Moved>,
     /// A segment may have become free of live entries.
     release_due: bool,
     scratch: Vec<u8>,
@@ -167,15 +179,15 @@ impl<T, R> RaftLog<T, R> {
     ) -> Result<Opened<T, R, D>, MetaError> {
         let damaged = |reason: String| MetaError::Damaged { node, reason };
         let mut recovery = Recovery::start(disk, None).map_err(journal_error)?;
+        let mut replay = Replay::default();
         while let Some(record) = recovery.next() {
-            replay(&groups, &record).map_err(damaged)?;
+            replay.take(&record).map_err(damaged)?;
         }
         if let Some(damage) = recovery.damage().first() {
             return Err(damaged(format!("{damage:?}")));
         }
-        for (group, view) in groups.all() {
-            settle(group, &mut lock(&view), limits.cache_bytes_max).map_err(damaged)?;
-        }
+        replay.finish(&groups).map_err(damaged)?;
+        let holdings = groups.all().into_iter().map(|(group, view)| (group, Holding::of_view(&lock(&view)))).collect();
         let cut_records = recovery.cut().map_or(0, |cut| cut.records);
         let (journal, disk) = recovery.resume(now, options).map_err(journal_error)?;
         let superblock = journal.superblock();
@@ -184,6 +196,7 @@ impl<T, R> RaftLog<T, R> {
         let log = RaftLog {
             journal,
             groups,
+            holdings,
             floor,
             limits,
             backlog: VecDeque::new(),
@@ -194,6 +207,7 @@ impl<T, R> RaftLog<T, R> {
             finished: Vec::new(),
             answered: Vec::new(),
             release: None,
+            moved: VecDeque::new(),
             release_due: true,
             scratch: Vec::new(),
         };
@@ -288,6 +302,7 @@ impl<T, R> RaftLog<T, R> {
 
     fn handle_durable(&mut self, sequence: Sequence) {
         self.floor.store(sequence.0, Ordering::Release);
+        self.show_moved(sequence);
         while self.waiting.front().is_some_and(|waiting| waiting.sequence <= sequence) {
             let waiting = self.waiting.pop_front().expect("the loop's condition saw it");
             if let Some((group, end)) = waiting.appended {
@@ -333,20 +348,33 @@ impl<T, R> RaftLog<T, R> {
     /// Notes where entries lie and who waits for the record.
     fn after_append(&mut self, change: Change, done: T, placed: Placed) {
         let early = match change {
-            Change::Append(..) => planted::is("ack-before-durable"),
-            Change::Vote(..) => planted::is("vote-before-durable"),
+            Change::Append(..) => planted(Bug::AckEntriesBeforeDurable),
+            Change::Vote(..) => planted(Bug::VoteBeforeDurable),
             _ => false,
         };
         let mut appended = None;
         match change {
             Change::Append(group, entries) => {
-                let generation = self.generation(&placed);
-                note_places(&mut lock(&self.groups.get(group)), &entries, &placed, generation);
+                let place = self.place(&placed, &entries);
+                let view = self.groups.get(group);
+                let mut view = lock(&view);
+                for (id, place) in places_of(&entries, place) {
+                    // A slot that has gone meanwhile was truncated: that change is on its way here.
+                    if let Some(slot) = view.slot_mut(id.index).filter(|slot| slot.id == id) {
+                        slot.place = Some(place);
+                    }
+                }
+                self.holdings.entry(group).or_default().append(&entries, view.committed, place);
                 appended = entries.last().map(|last| (group, last.id.index + 1));
                 self.release_due |= self.journal.free_bytes() < self.limits.free_bytes_min;
             }
-            Change::Purge(..) => self.release_due = true,
-            Change::Vote(..) | Change::Truncate(..) | Change::State(_) => {}
+            Change::Vote(group, vote) => self.holdings.entry(group).or_default().set_vote(vote),
+            Change::Truncate(group, last) => self.holdings.entry(group).or_default().truncate_after(last),
+            Change::Purge(group, upto) => {
+                self.holdings.entry(group).or_default().purge(upto);
+                self.release_due = true;
+            }
+            Change::State(_) => {}
         }
         if early {
             self.finished.push((done, Ok(())));
@@ -355,9 +383,14 @@ impl<T, R> RaftLog<T, R> {
         self.waiting.push_back(Waiting { sequence: placed.sequence, done, appended });
     }
 
-    fn generation(&self, placed: &Placed) -> Generation {
+    /// Returns where the first payload of a record that was just placed lies.
+    fn place(&self, placed: &Placed, entries: &[LogEntry]) -> Place {
         let info = self.journal.segment(placed.position.segment);
-        info.expect("a record was just placed in the segment").generation
+        let generation = info.expect("a record was just placed in the segment").generation;
+        let payload: usize = entries.iter().map(|entry| ENTRY_HEAD_BYTES + entry.payload.len()).sum();
+        let record_bytes = head_and_body_bytes(ENTRIES_HEAD_BYTES + payload) as u32;
+        let (position, sequence) = (placed.position, placed.sequence);
+        Place { position, generation, sequence, record_bytes, offset: (ENTRIES_HEAD_BYTES + ENTRY_HEAD_BYTES) as u32 }
     }
 
     fn read_token(&mut self) -> ReadToken {
@@ -423,28 +456,15 @@ impl<T, R> RaftLog<T, R> {
         self.release_due = false;
         let sealed = self.journal.segments().filter(|info| info.state == SegmentState::Sealed(Stream::Main));
         let Some(oldest) = sealed.min_by_key(|info| info.generation) else { return };
-        let live = self.live_slots(oldest.segment);
-        let live_bytes: u64 = live.values().flatten().map(|slot| u64::from(slot.length)).sum();
+        let segment = oldest.segment;
+        let live = self.live_places(segment);
+        let live_bytes: u64 = live.iter().map(|place| u64::from(place.record_bytes)).sum();
         let scarce = self.journal.free_bytes() < self.limits.free_bytes_min;
         if live_bytes > self.limits.carry_bytes_max && !scarce {
             return;
         }
-        let mut found: BTreeMap<GroupId, Vec<LogEntry>> = BTreeMap::new();
-        let mut places: Vec<Place> = Vec::new();
-        for (group, slots) in live {
-            for slot in slots {
-                match (slot.cached(), slot.place) {
-                    (Some(entry), _) => found.entry(group).or_default().push(entry),
-                    (None, Some(place)) if places.iter().all(|known| known.sequence != place.sequence) => {
-                        places.push(place);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let segment = oldest.segment;
-        self.release = Some(Release::Reading { segment, missing: places.len(), found });
-        for place in places {
+        self.release = Some(Release::Reading { segment, missing: live.len(), found: BTreeMap::new() });
+        for place in live {
             let token = self.read_token();
             self.reads.insert(token, ReadFor::Carry { place });
             self.read_backlog.push_back((token, place));
@@ -452,18 +472,11 @@ impl<T, R> RaftLog<T, R> {
         self.drain_reads();
     }
 
-    /// Returns the live slots of a segment, by group.
-    fn live_slots(&self, segment: SegmentIndex) -> BTreeMap<GroupId, Vec<Slot>> {
-        let mut live = BTreeMap::new();
-        for (group, view) in self.groups.all() {
-            let view = lock(&view);
-            let inside = |slot: &&Slot| slot.place.is_some_and(|place| place.position.segment == segment);
-            let slots: Vec<Slot> = view.slots(0..u64::MAX).filter(inside).cloned().collect();
-            if !slots.is_empty() {
-                live.insert(group, slots);
-            }
-        }
-        live
+    /// Returns the records of a segment in which entries are live.
+    fn live_places(&self, segment: SegmentIndex) -> Vec<Place> {
+        let runs = self.holdings.values().flat_map(|holding| holding.runs_in(segment));
+        let by_sequence: BTreeMap<Sequence, Place> = runs.map(|run| (run.place.sequence, run.place)).collect();
+        by_sequence.into_values().collect()
     }
 
     /// Takes a record that was read because entries in it must be carried.
@@ -471,9 +484,11 @@ impl<T, R> RaftLog<T, R> {
         let Some(Release::Reading { segment, missing, found }) = &mut self.release else { return };
         let read = body.and_then(|body| Ok(decode_entries(&body)?));
         match read {
-            Ok(entries) => {
-                *missing = missing.saturating_sub(1);
-                found.entry(entries.group).or_default().extend(entries.entries.into_iter().map(|(entry, _)| entry));
+            Ok(record) => {
+                let entries = record.entries.into_iter().map(|(entry, _)| entry).collect();
+                if found.insert(place.sequence, entries).is_none() {
+                    *missing = missing.saturating_sub(1);
+                }
             }
             Err(error) => {
                 tracing::error!(%segment, place = ?place.position, %error, "live log entries can't be read back");
@@ -483,34 +498,30 @@ impl<T, R> RaftLog<T, R> {
     }
 
     /// Writes what must outlive the segment: entries that are still live there, and every group's state.
-    fn write_carry(&mut self, segment: SegmentIndex, found: &BTreeMap<GroupId, Vec<LogEntry>>) {
+    fn write_carry(&mut self, segment: SegmentIndex, found: &BTreeMap<Sequence, Vec<LogEntry>>) {
         let mut last = None;
-        for (group, slots) in self.live_slots(segment) {
-            let read = found.get(&group).map_or(&[][..], Vec::as_slice);
-            let by_id: BTreeMap<LogId, &LogEntry> = read.iter().map(|entry| (entry.id, entry)).collect();
-            let live: Vec<LogEntry> =
-                slots.iter().filter_map(|slot| by_id.get(&slot.id).map(|entry| (*entry).clone())).collect();
-            if live.len() != slots.len() {
-                // Entries were appended to the segment meanwhile, or none could be found: look again later.
-                self.release_due = true;
-                return;
+        let live: Vec<(GroupId, Run)> = self
+            .holdings
+            .iter()
+            .flat_map(|(group, holding)| holding.runs_in(segment).map(move |run| (*group, *run)))
+            .filter(|_| !planted(Bug::ReleaseWithoutCarry))
+            .collect();
+        // From the last entry to the first: recovery puts each in front of those that it has.
+        for (group, run) in live.into_iter().rev() {
+            let read = found.get(&run.place.sequence).map_or(&[][..], Vec::as_slice);
+            let inside = |entry: &&LogEntry| (run.first..run.end).contains(&entry.id.index);
+            let entries: Vec<LogEntry> = read.iter().filter(inside).cloned().collect();
+            if entries.len() as u64 != run.end - run.first {
+                return self.put_off_release(segment, &"a record lacks entries");
             }
-            for part in split(&live, self.limits.carry_record_bytes_max) {
-                let body = encode_entries(group, None, part);
-                match self.append(RecordKind::Carry, &body) {
-                    Ok(placed) => {
-                        let generation = self.generation(&placed);
-                        note_places(&mut lock(&self.groups.get(group)), part, &placed, generation);
-                        last = Some(placed.sequence);
-                    }
-                    Err(refused) => return self.put_off_release(segment, &refused),
-                }
+            match self.carry(group, &run, &entries) {
+                Ok(sequence) => last = Some(sequence),
+                Err(refused) => return self.put_off_release(segment, &refused),
             }
         }
-        for (group, _) in self.groups.all() {
-            let mut body = Vec::new();
-            let kind = encode(&self.groups, &Change::State(group), &mut body);
-            match self.append(kind, &body) {
+        let states: Vec<StateRecord> = self.holdings.iter().map(|(group, holding)| holding.state(*group)).collect();
+        for state in states {
+            match self.append(RecordKind::State, &state.to_wire()) {
                 Ok(placed) => last = Some(placed.sequence),
                 Err(refused) => return self.put_off_release(segment, &refused),
             }
@@ -519,8 +530,38 @@ impl<T, R> RaftLog<T, R> {
         self.release = Some(Release::Writing { segment, sequence });
     }
 
-    fn put_off_release(&mut self, segment: SegmentIndex, refused: &Refused) {
-        tracing::debug!(%segment, %refused, "release of a log segment is put off");
+    /// Tells the views where carried entries stand, once they are durable there.
+    fn show_moved(&mut self, durable: Sequence) {
+        while let Some(Moved { group, entries, .. }) = self.moved.pop_front_if(|moved| moved.sequence <= durable) {
+            let view = self.groups.get(group);
+            let mut view = lock(&view);
+            for (id, place) in entries {
+                if let Some(slot) = view.slot_mut(id.index).filter(|slot| slot.id == id) {
+                    slot.place = Some(place);
+                }
+            }
+        }
+    }
+
+    /// Writes live entries of one run once more.
+    fn carry(&mut self, group: GroupId, run: &Run, entries: &[LogEntry]) -> Result<Sequence, Refused> {
+        let (mut runs, mut moved, mut last) = (Vec::new(), Vec::new(), run.place.sequence);
+        for part in split(entries, self.limits.carry_record_bytes_max).into_iter().rev() {
+            let placed = self.append(RecordKind::Carry, &encode_entries(group, None, part))?;
+            let place = self.place(&placed, part);
+            let sequence = placed.sequence;
+            moved.push(Moved { sequence, group, entries: places_of(part, place).collect() });
+            runs.insert(0, Run { place, first: part[0].id.index, end: part[0].id.index + part.len() as u64 });
+            last = placed.sequence;
+        }
+        // Only now: where a part was refused the whole run is carried again later.
+        self.moved.extend(moved);
+        self.holdings.entry(group).or_default().carried(run, runs);
+        Ok(last)
+    }
+
+    fn put_off_release(&mut self, segment: SegmentIndex, why: &dyn std::fmt::Display) {
+        tracing::debug!(%segment, %why, "release of a log segment is put off");
         self.release = None;
         self.release_due = true;
     }
@@ -556,21 +597,13 @@ fn encode(groups: &Groups, change: &Change, out: &mut Vec<u8>) -> RecordKind {
     }
 }
 
-/// Notes where the entries of a record lie, for those that are still the group's.
-fn note_places(view: &mut GroupView, entries: &[LogEntry], placed: &Placed, generation: Generation) {
-    let mut offset = ENTRIES_HEAD_BYTES;
-    let payload: usize = entries.iter().map(|entry| ENTRY_HEAD_BYTES + entry.payload.len()).sum();
-    let record_bytes = head_and_body_bytes(ENTRIES_HEAD_BYTES + payload) as u32;
-    for entry in entries {
-        offset += ENTRY_HEAD_BYTES;
-        if let Some(slot) = view.slot_mut(entry.id.index)
-            && slot.id == entry.id
-        {
-            let (position, sequence) = (placed.position, placed.sequence);
-            slot.place = Some(Place { position, generation, sequence, record_bytes, offset: offset as u32 });
-        }
-        offset += entry.payload.len();
-    }
+/// Returns where each entry of a record lies, from the place of the first one.
+fn places_of(entries: &[LogEntry], first: Place) -> impl Iterator<Item = (LogId, Place)> {
+    entries.iter().scan(first, |place, entry| {
+        let here = *place;
+        place.offset += (ENTRY_HEAD_BYTES + entry.payload.len()) as u32;
+        Some((entry.id, here))
+    })
 }
 
 /// Splits entries into runs of at most `bytes_max` bytes of payload, at least one entry each.
@@ -599,77 +632,6 @@ fn open_record(bytes: &Bytes, place: &Place, stamp: u64) -> ReadResult {
         return Err(corrupt(&"another record"));
     }
     Ok(bytes.slice_ref(record.body))
-}
-
-/// Puts one record into the views, as it happened.
-fn replay(groups: &Groups, record: &Recovered) -> Result<(), String> {
-    let bad = |error: &dyn std::fmt::Display| format!("record {} can't be read: {error}", record.sequence);
-    let kind = RecordKind::try_from(record.kind).map_err(|error| bad(&error))?;
-    match kind {
-        RecordKind::Entries => {
-            let entries = decode_entries(&record.body).map_err(|error| bad(&error))?;
-            let view = groups.get(entries.group);
-            let mut view = lock(&view);
-            view.committed = view.committed.max(entries.committed);
-            for (entry, offset) in &entries.entries {
-                view.append(entry, Some(place_of(record, *offset))).map_err(|hole| bad(&hole))?;
-            }
-        }
-        RecordKind::Carry => {
-            let entries = decode_entries(&record.body).map_err(|error| bad(&error))?;
-            let view = groups.get(entries.group);
-            let mut view = lock(&view);
-            for (entry, offset) in entries.entries.iter().rev() {
-                let place = place_of(record, *offset);
-                match view.slot_mut(entry.id.index) {
-                    Some(slot) if slot.id == entry.id => slot.place = Some(place),
-                    Some(slot) => return Err(bad(&format!("carries {} where {} stands", entry.id, slot.id))),
-                    None => view.prepend(entry, place).map_err(|hole| bad(&hole))?,
-                }
-            }
-        }
-        RecordKind::Vote => {
-            let vote = VoteRecord::decode(&record.body).map_err(|error| bad(&error))?;
-            lock(&groups.get(vote.group)).vote = Some(vote.vote);
-        }
-        RecordKind::Truncate => {
-            let truncate = TruncateRecord::decode(&record.body).map_err(|error| bad(&error))?;
-            lock(&groups.get(truncate.group)).truncate_after(truncate.last);
-        }
-        RecordKind::Purge => {
-            let purge = PurgeRecord::decode(&record.body).map_err(|error| bad(&error))?;
-            lock(&groups.get(purge.group)).purge(purge.upto);
-        }
-        RecordKind::State => {
-            let state = StateRecord::decode(&record.body).map_err(|error| bad(&error))?;
-            let view = groups.get(state.group);
-            let mut view = lock(&view);
-            view.vote = state.vote;
-            view.committed = view.committed.max(state.committed);
-            if let Some(purged) = state.purged {
-                view.purge(purged);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn place_of(record: &Recovered, offset: u32) -> Place {
-    let record_bytes = record.payload_offset + record.payload_bytes;
-    let (position, generation, sequence) = (record.position, record.generation, record.sequence);
-    Place { position, generation, sequence, record_bytes, offset }
-}
-
-/// Checks a view after the last record: no hole behind what was purged.
-fn settle(group: GroupId, view: &mut GroupView, cache_bytes_max: usize) -> Result<(), String> {
-    let expected = view.purged.map_or(0, |purged| purged.index + 1);
-    if view.first_index() != expected {
-        return Err(format!("{group} lacks the entries from {expected} to {}", view.first_index()));
-    }
-    view.committed = view.committed.min(view.last());
-    view.set_durable(view.next_index());
-    view.evict(cache_bytes_max);
-    Ok(())
 }
 
 /// Returns the error of a journal that could not be opened.

@@ -2,13 +2,18 @@
 //!
 //! Votes and entries are one ordered durable stream. [`view`] is what a group's log looks like now
 //! (in RAM, readable the moment an append returns); [`record`] is how each change becomes bytes;
-//! [`engine`] decides what is written, when it counts, and which segments may go; [`handle`] is the
+//! [`replay`] reads them back; [`engine`] decides what is written, when it counts, and which segments may go; [`handle`] is the
 //! thread that owns the journal and the face towards the rest of the crate.
 
 pub(crate) mod engine;
 pub(crate) mod handle;
+pub(crate) mod holdings;
 pub(crate) mod record;
+pub(crate) mod replay;
 pub(crate) mod view;
+
+#[cfg(test)]
+mod model;
 
 use plinth_protocol::NodeId;
 use plinth_protocol::wire::{Wire, WireError};

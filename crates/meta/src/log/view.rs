@@ -105,12 +105,11 @@ impl GroupView {
         self.slots.get_mut(index.checked_sub(first)? as usize)
     }
 
-    /// Appends entries behind the last one. An empty log may start anywhere.
+    /// Appends an entry behind the last one. A log that never held anything may start anywhere.
     pub(crate) fn append(&mut self, entry: &LogEntry, place: Option<Place>) -> Result<(), Hole> {
-        let expected = self.next_index();
         let starts = self.slots.is_empty() && self.purged.is_none();
-        if entry.id.index != expected && !starts {
-            return Err(Hole { expected, found: entry.id });
+        if entry.id.index != self.next_index() && !starts {
+            return Err(Hole { expected: self.next_index(), found: entry.id });
         }
         if entry.kind == EntryKind::Batch
             && let Ok(time) = batch_time(&entry.payload)
@@ -128,21 +127,11 @@ impl GroupView {
         Ok(())
     }
 
-    /// Puts an entry in front of the first one, at recovery of carried entries.
-    pub(crate) fn prepend(&mut self, entry: &LogEntry, place: Place) -> Result<(), Hole> {
-        let first = self.first_index();
-        if !self.slots.is_empty() && entry.id.index + 1 != first {
-            return Err(Hole { expected: first.saturating_sub(1), found: entry.id });
-        }
-        self.cached_bytes += entry.payload.len();
-        self.slots.push_front(Slot {
-            id: entry.id,
-            kind: entry.kind,
-            length: entry.payload.len() as u32,
-            place: Some(place),
-            payload: Some(entry.payload.clone()),
-        });
-        Ok(())
+    /// Takes over the entries that recovery has found: durable, in order, not in RAM.
+    pub(crate) fn restore(&mut self, slots: impl Iterator<Item = Slot>) {
+        self.slots = slots.collect();
+        self.evicted = self.slots.len();
+        self.durable_end = self.next_index();
     }
 
     /// Drops the entries behind `last`; all of them where it is `None`.
@@ -172,12 +161,6 @@ impl GroupView {
     /// Notes that entries below `end` are durable.
     pub(crate) fn set_durable(&mut self, end: u64) {
         self.durable_end = self.durable_end.max(end);
-    }
-
-    /// Returns the bytes of payload in RAM.
-    #[cfg(test)]
-    pub(crate) fn cached_bytes(&self) -> usize {
-        self.cached_bytes
     }
 
     /// Drops payloads from RAM, oldest first, until at most `budget` bytes are left; entries that the

@@ -15,8 +15,9 @@
 //! log is purged only after that. At start whatever `CURRENT` does not name is removed.
 
 use super::message::SnapshotFile;
+use crate::MetaError;
 use crate::files::Files;
-use crate::{MetaError, planted};
+use crate::planted::{Bug, planted};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -159,7 +160,7 @@ impl ShardFolder {
         let (new, current) = (self.folder.join(CURRENT_NEW), self.folder.join(CURRENT));
         let io = |error| MetaError::io(format!("name {name} in {}", current.display()))(error);
         self.files.write_at(&new, 0, format!("{name}\n").as_bytes()).map_err(io)?;
-        if !planted::is("rename-before-sync") {
+        if !planted(Bug::RenameBeforeSync) {
             self.files.sync_file(&new).map_err(io)?;
         }
         self.files.rename(&new, &current).map_err(io)?;
@@ -236,6 +237,9 @@ impl Incoming {
         }
         let folder = self.folder.path();
         let io = |error| MetaError::io(format!("sync {}", folder.display()))(error);
+        if planted(Bug::InstallBeforeSync) {
+            return Ok(self.folder);
+        }
         for name in self.received.keys() {
             self.files.sync_file(&folder.join(name)).map_err(io)?;
         }

@@ -36,8 +36,7 @@ impl StoreBuilder<Config, LogStore, ShardMachine, Ground> for Builder {
         let groups = folder.path().join("groups");
         std::fs::create_dir(&groups).unwrap();
         let memory = RocksMemory::new(1 << 20, 1 << 20);
-        let (shard, machine) =
-            Shard::open(GroupId(1), Arc::new(SystemFiles), memory, groups.join("1"), None).unwrap();
+        let (shard, machine) = Shard::open(GroupId(1), Arc::new(SystemFiles), memory, groups.join("1"), None).unwrap();
         shard.set_running();
         Ok((Ground { _folder: folder, _log: log }, store, machine))
     }

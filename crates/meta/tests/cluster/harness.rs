@@ -255,7 +255,8 @@ impl Cluster {
         let folder = self.folder(node);
         let free = until(|| async {
             let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-            let held = links.filter_map(|link| std::fs::read_link(link.path()).ok()).any(|path| path.starts_with(&folder));
+            let held =
+                links.filter_map(|link| std::fs::read_link(link.path()).ok()).any(|path| path.starts_with(&folder));
             (!held).then_some(())
         });
         free.await.expect("the folder is let go");
