@@ -30,7 +30,9 @@ impl Report {
             OutputFormat::Json => {
                 let mut whole = json!({"apiVersion": "plinth/v1", "kind": self.kind});
                 match &self.value {
-                    Value::Object(fields) => whole.as_object_mut().expect("just made as an object").extend(fields.clone()),
+                    Value::Object(fields) => {
+                        whole.as_object_mut().expect("just made as an object").extend(fields.clone())
+                    }
                     other => whole["items"] = other.clone(),
                 }
                 with_newline(serde_json::to_string_pretty(&whole).expect("a JSON value always prints"))
@@ -55,8 +57,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         }
     }
     let line = |cells: Vec<&str>| {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         format!("{}\n", padded.join("  ").trim_end())
     };
     let mut text = line(header.to_vec());
@@ -100,7 +101,8 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let text = table(&["NODE", "STATE"], &[vec!["m1".into(), "UP".into()], vec!["storage-7".into(), "DOWN".into()]]);
+        let text =
+            table(&["NODE", "STATE"], &[vec!["m1".into(), "UP".into()], vec!["storage-7".into(), "DOWN".into()]]);
         assert_eq!(text, "NODE       STATE\nm1         UP\nstorage-7  DOWN\n");
     }
 

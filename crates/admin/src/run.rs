@@ -1,8 +1,8 @@
 //! Carries out an operator's command against a cluster.
 
 use crate::command::{
-    BucketCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutCommand, NodeCommand, RaftCommand, RoleChoice,
-    StatusArgs, TokenCommand,
+    BucketCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutCommand, NodeCommand, RaftCommand,
+    RoleChoice, StatusArgs, TokenCommand,
 };
 use crate::exit::{Exit, Trouble};
 use crate::report::{Report, bytes_text, table, time_text};
@@ -12,8 +12,8 @@ use bytes::Bytes;
 use plinth_client::Client;
 use plinth_protocol::map::{ClusterMap, NodeRecord};
 use plinth_protocol::meta::{
-    AccessKeyRow, AdminReply, AdminRequest, BucketsQuery, Command as Change, JoinTokenRow, LIST_ENTRIES_MAX, Outcome, Query,
-    RaftStatus, Refusal, RefusalKind, Reply,
+    AccessKeyRow, AdminReply, AdminRequest, BucketsQuery, Command as Change, JoinTokenRow, LIST_ENTRIES_MAX, Outcome,
+    Query, RaftStatus, Refusal, RefusalKind, Reply,
 };
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{GROUP_SYSTEM, HybridTime, Method, Role};
@@ -86,7 +86,8 @@ impl Operator {
     /// Sends a request to one node.
     async fn ask(&self, node: &NodeRecord, request: &AdminRequest, time: Duration) -> Result<AdminReply, Trouble> {
         let peer = Peer { node: node.node, incarnation: Some(node.incarnation), address: node.address.clone() };
-        let call = Call { method: Method::Admin, header: request.to_bytes(), payload: Vec::<Bytes>::new(), deadline: time };
+        let call =
+            Call { method: Method::Admin, header: request.to_bytes(), payload: Vec::<Bytes>::new(), deadline: time };
         let reply = self.link.call(&peer, call).await?;
         AdminReply::decode(&reply.header)
             .map_err(|error| Trouble::new(Exit::Unsupported, "E1010", format!("{}: {error}", node.name)))
@@ -102,7 +103,11 @@ impl Operator {
 }
 
 fn unexpected(reply: &Reply) -> Trouble {
-    Trouble::new(Exit::Unsupported, "E1010", format!("the cluster gave an answer that this command does not know: {reply:?}"))
+    Trouble::new(
+        Exit::Unsupported,
+        "E1010",
+        format!("the cluster gave an answer that this command does not know: {reply:?}"),
+    )
 }
 
 fn refused(refusal: &Refusal) -> Trouble {
@@ -156,7 +161,9 @@ async fn demo_node(operator: &Operator, request: AdminRequest) -> Result<Report,
     let mut last = None;
     for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)) {
         match operator.ask(node, &request, COMMAND_TIME_MAX).await {
-            Ok(AdminReply::Done(text)) => return Ok(Report::done("NodeChange", json!({"node": name, "message": text}), text)),
+            Ok(AdminReply::Done(text)) => {
+                return Ok(Report::done("NodeChange", json!({"node": name, "message": text}), text));
+            }
             Ok(AdminReply::RaftStatus(_)) => return Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
             Err(trouble) if trouble.exit == Exit::Unreachable => last = Some(trouble),
             Err(trouble) => return Err(trouble),
@@ -177,7 +184,9 @@ async fn disk_add(operator: &Operator, name: &str, path: &str) -> Result<Report,
     let map = operator.map().await?;
     let node = find_node(&map, name)?;
     match operator.ask(node, &AdminRequest::AddDisk(path.to_string()), COMMAND_TIME_MAX).await? {
-        AdminReply::Done(text) => Ok(Report::done("DiskChange", json!({"node": name, "path": path, "message": text}), text)),
+        AdminReply::Done(text) => {
+            Ok(Report::done("DiskChange", json!({"node": name, "path": path, "message": text}), text))
+        }
         AdminReply::RaftStatus(_) => Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
     }
 }
@@ -203,7 +212,13 @@ async fn bucket_list(operator: &Operator) -> Result<Report, Trouble> {
         for bucket in &page.buckets {
             let (objects, bytes) = usage.get(&bucket.bucket).copied().unwrap_or_default();
             let created = time_text(bucket.created.millis());
-            rows.push(vec![bucket.name.clone(), bucket.owner.clone(), objects.to_string(), bytes_text(bytes), created.clone()]);
+            rows.push(vec![
+                bucket.name.clone(),
+                bucket.owner.clone(),
+                objects.to_string(),
+                bytes_text(bytes),
+                created.clone(),
+            ]);
             items.push(json!({"name": bucket.name, "id": bucket.bucket.to_string(), "owner": bucket.owner,
                 "objects": objects, "bytes": bytes, "created": created}));
         }
@@ -212,15 +227,24 @@ async fn bucket_list(operator: &Operator) -> Result<Report, Trouble> {
             break;
         }
     }
-    Ok(Report::done("BucketList", json!({ "items": items }), table(&["BUCKET", "OWNER", "OBJECTS", "BYTES", "CREATED"], &rows)))
+    Ok(Report::done(
+        "BucketList",
+        json!({ "items": items }),
+        table(&["BUCKET", "OWNER", "OBJECTS", "BYTES", "CREATED"], &rows),
+    ))
 }
 
 async fn key_create(operator: &Operator, account: &str, description: Option<String>) -> Result<Report, Trouble> {
     let wrapping_key = operator.wrapping_key.as_ref().ok_or_else(|| {
-        Trouble::new(Exit::Denied, "E1012", "this profile holds no wrapping key; run the command where `plinth init` wrote it")
+        Trouble::new(
+            Exit::Denied,
+            "E1012",
+            "this profile holds no wrapping key; run the command where `plinth init` wrote it",
+        )
     })?;
     let fresh = draw_access_key();
-    let wrapped = wrap(wrapping_key, &fresh.secret).map_err(|error| Trouble::new(Exit::Failed, "E1012", error.to_string()))?;
+    let wrapped =
+        wrap(wrapping_key, &fresh.secret).map_err(|error| Trouble::new(Exit::Failed, "E1012", error.to_string()))?;
     let row = AccessKeyRow {
         id: fresh.id.clone(),
         wrapped_secret: wrapped,
@@ -250,7 +274,11 @@ async fn key_list(operator: &Operator) -> Result<Report, Trouble> {
         .iter()
         .map(|key| json!({"access_key": key.id, "account": key.account, "created": time_text(key.created.millis()), "description": key.description}))
         .collect();
-    Ok(Report::done("AccessKeyList", json!({ "items": items }), table(&["ACCESS KEY", "ACCOUNT", "CREATED", "FOR"], &rows)))
+    Ok(Report::done(
+        "AccessKeyList",
+        json!({ "items": items }),
+        table(&["ACCESS KEY", "ACCOUNT", "CREATED", "FOR"], &rows),
+    ))
 }
 
 async fn key_revoke(operator: &Operator, id: &str) -> Result<Report, Trouble> {
@@ -283,7 +311,9 @@ async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -
 async fn raft_views(operator: &Operator, map: &ClusterMap) -> Vec<(NodeRecord, RaftStatus)> {
     let mut views = Vec::new();
     for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)) {
-        if let Ok(AdminReply::RaftStatus(status)) = operator.ask(node, &AdminRequest::RaftStatus, NODE_ANSWER_TIME_MAX).await {
+        if let Ok(AdminReply::RaftStatus(status)) =
+            operator.ask(node, &AdminRequest::RaftStatus, NODE_ANSWER_TIME_MAX).await
+        {
             views.push((node.clone(), status));
         }
     }
@@ -296,7 +326,8 @@ async fn raft_status(operator: &Operator) -> Result<Report, Trouble> {
     let (mut rows, mut items) = (Vec::new(), Vec::new());
     for (node, status) in &views {
         for group in &status.groups {
-            let leader = group.leader.and_then(|leader| map.node(leader)).map_or("-".into(), |leader| leader.name.clone());
+            let leader =
+                group.leader.and_then(|leader| map.node(leader)).map_or("-".into(), |leader| leader.name.clone());
             let name = |id: &plinth_protocol::NodeId| map.node(*id).map_or(id.to_string(), |node| node.name.clone());
             let voters: Vec<String> = group.voters.iter().map(name).collect();
             let learners: Vec<String> = group.learners.iter().map(name).collect();
@@ -323,7 +354,9 @@ async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest
         .max_by_key(|group| group.term)
         .and_then(|group| group.leader)
         .and_then(|leader| map.node(leader))
-        .ok_or_else(|| Trouble::new(Exit::Unreachable, "E1001", "the system group has no leader; see plinth raft status"))?;
+        .ok_or_else(|| {
+            Trouble::new(Exit::Unreachable, "E1001", "the system group has no leader; see plinth raft status")
+        })?;
     match operator.ask(leader, &request, VOTER_CHANGE_TIME_MAX).await? {
         AdminReply::Done(text) => Ok(text),
         AdminReply::RaftStatus(_) => Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
@@ -351,7 +384,10 @@ async fn layout_show(operator: &Operator) -> Result<Report, Trouble> {
         .collect();
     let text = format!(
         "code {} for new stripes, {} open and {} closed placement groups, map epoch {}\n{}",
-        layout.code, layout.open, layout.closed, layout.epoch,
+        layout.code,
+        layout.open,
+        layout.closed,
+        layout.epoch,
         table(&["DISK", "OPEN GROUPS", "CLOSED GROUPS"], &rows)
     );
     Ok(Report::done("Layout", serde_json::to_value(&layout).expect("a layout has a JSON form"), text))

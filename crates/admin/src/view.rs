@@ -133,11 +133,13 @@ fn reasons(map: &ClusterMap, view: &StatusView) -> Vec<Reason> {
         reasons.push(Reason { severity, code, text, next: next.to_string() });
     };
     if view.leaderless > 0 {
-        let text = format!("{} of {} metadata groups have no leader: no reads, no writes", view.leaderless, view.groups);
+        let text =
+            format!("{} of {} metadata groups have no leader: no reads, no writes", view.leaderless, view.groups);
         add("CRITICAL", "M101", text, "plinth raft status");
     }
     if view.voters_up < view.voters {
-        let text = format!("{} of {} metadata nodes answer; {} more may be lost", view.voters_up, view.voters, view.can_lose);
+        let text =
+            format!("{} of {} metadata nodes answer; {} more may be lost", view.voters_up, view.voters, view.can_lose);
         add(if view.can_lose == 0 && view.voters > 1 { "CRITICAL" } else { "WARN" }, "M102", text, "plinth node list");
     }
     for node in map.nodes.iter().filter(|node| node.state != State::Up && node.roles.contains(&Role::Storage)) {
@@ -145,14 +147,22 @@ fn reasons(map: &ClusterMap, view: &StatusView) -> Vec<Reason> {
     }
     let down = failed_domains(map);
     if down > usize::from(map.code.m) {
-        let text = format!("{down} failure domains do not serve, the code {} bears {}: some objects can't be read", map.code, map.code.m);
+        let text = format!(
+            "{down} failure domains do not serve, the code {} bears {}: some objects can't be read",
+            map.code, map.code.m
+        );
         add("CRITICAL", "D202", text, "plinth disk list");
     }
     for disk in map.disks.iter().filter(|disk| disk.state != State::Up) {
         add("WARN", "D201", format!("disk {} is {}", disk.name, state_text(disk.state)), "plinth disk list");
     }
     if view.owed_stripes > 0 {
-        add("WARN", "R301", format!("{} stripes owe fragments; fill-in is under way", view.owed_stripes), "plinth status");
+        add(
+            "WARN",
+            "R301",
+            format!("{} stripes owe fragments; fill-in is under way", view.owed_stripes),
+            "plinth status",
+        );
     }
     if map.pgs.iter().all(|pg| pg.closed) {
         add("CRITICAL", "L401", "no placement group takes new stripes".into(), "plinth layout apply");
@@ -286,7 +296,10 @@ fn safe_to_stop(map: &ClusterMap, node: &NodeRecord, voters_up: usize) -> (bool,
         domains.sort_unstable();
         domains.dedup();
         if domains.len() > usize::from(map.code.m) {
-            return (false, format!("{} failure domains would be gone, the code {} bears {}", domains.len(), map.code, map.code.m));
+            return (
+                false,
+                format!("{} failure domains would be gone, the code {} bears {}", domains.len(), map.code, map.code.m),
+            );
         }
     }
     (true, "yes".into())
@@ -300,6 +313,13 @@ impl NodeView {
         let state = self.state.to_string();
         vec![self.name.clone(), self.roles.join(","), self.domain.clone(), state, disks, self.address.clone(), safe]
     }
+}
+
+/// Returns the disks in the order of their names.
+fn by_name(map: &ClusterMap) -> impl Iterator<Item = &DiskRecord> {
+    let mut disks: Vec<&DiskRecord> = map.disks.iter().collect();
+    disks.sort_by_key(|disk| &disk.name);
+    disks.into_iter()
 }
 
 /// A disk as `disk list` shows it.
@@ -325,8 +345,7 @@ pub struct DiskView {
 
 /// Lists disks.
 pub fn disks(map: &ClusterMap) -> Vec<DiskView> {
-    map.disks
-        .iter()
+    by_name(map)
         .map(|disk| {
             let node = map.node(disk.node);
             let serving = is_serving(map, disk) || disk.state != State::Up;
@@ -354,7 +373,16 @@ impl DiskView {
         let used = self.used_bytes.map_or("-".into(), bytes_text);
         let state = self.state.to_string();
         let groups = self.groups.to_string();
-        vec![self.name.clone(), self.node.clone(), state, bytes_text(self.size_bytes), used, fill, groups, self.id.clone()]
+        vec![
+            self.name.clone(),
+            self.node.clone(),
+            state,
+            bytes_text(self.size_bytes),
+            used,
+            fill,
+            groups,
+            self.id.clone(),
+        ]
     }
 }
 
@@ -394,10 +422,12 @@ pub fn layout(map: &ClusterMap) -> LayoutView {
         open: map.pgs.iter().filter(|pg| !pg.closed).count(),
         closed: map.pgs.iter().filter(|pg| pg.closed).count(),
         epoch: map.epoch.0,
-        disks: map
-            .disks
-            .iter()
-            .map(|disk| ShareView { disk: disk.name.clone(), open_groups: count(disk, false), closed_groups: count(disk, true) })
+        disks: by_name(map)
+            .map(|disk| ShareView {
+                disk: disk.name.clone(),
+                open_groups: count(disk, false),
+                closed_groups: count(disk, true),
+            })
             .collect(),
     }
 }

@@ -274,7 +274,9 @@ impl Config {
         if self.has_role(RoleName::Storage) && self.storage.disks.is_empty() {
             return fail("role storage needs storage.disks");
         }
-        if !(16 << 20..=256 << 20).contains(&self.storage.segment_bytes) || self.storage.segment_bytes % (1 << 20) != 0 {
+        if !(16 << 20..=256 << 20).contains(&self.storage.segment_bytes)
+            || !self.storage.segment_bytes.is_multiple_of(1 << 20)
+        {
             return fail("storage.segment_bytes must be whole MiB between 16 MiB and 256 MiB");
         }
         if self.has_role(RoleName::Gateway) && self.security.wrapping_key.is_none() {
@@ -348,8 +350,8 @@ fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 
 /// Reads one file and checks each of its keys against the known ones.
 fn read_layer(file: &Path) -> Result<toml::Table, ConfigError> {
-    let text = crate::files::read_text(file)
-        .map_err(|source| ConfigError::Read { file: file.to_path_buf(), source })?;
+    let text =
+        crate::files::read_text(file).map_err(|source| ConfigError::Read { file: file.to_path_buf(), source })?;
     let table: toml::Table = toml::from_str(&text).map_err(|error| ConfigError::Invalid {
         file: file.to_path_buf(),
         line: error.span().map_or(0, |span| line_of(&text, span.start)),
@@ -424,9 +426,7 @@ fn environment_layer(name: &str, path: &str, value: &str) -> Result<toml::Table,
     for key in keys.iter().rev() {
         layer = toml::Value::Table(toml::Table::from_iter([(key.clone(), layer)]));
     }
-    let toml::Value::Table(table) = layer else {
-        unreachable!("at least one key was wrapped around the value")
-    };
+    let toml::Value::Table(table) = layer else { unreachable!("at least one key was wrapped around the value") };
     let known: toml::Table = toml::from_str(&default_text()).expect("the default text is TOML");
     check_keys(Path::new(&format!("environment variable {name}")), "", &table, &known, "")?;
     Ok(table)
@@ -483,7 +483,10 @@ mod tests {
         let line = text.lines().position(|line| line.starts_with("regoin")).unwrap() + 1;
         let (_folder, file) = write(&text);
         let error = Config::load(&file, &[]).unwrap_err().to_string();
-        assert!(error.contains(&format!("plinth.toml:{line}: unknown key `gateway.regoin`; nearest is `gateway.region`")), "{error}");
+        assert!(
+            error.contains(&format!("plinth.toml:{line}: unknown key `gateway.regoin`; nearest is `gateway.region`")),
+            "{error}"
+        );
     }
 
     #[test]

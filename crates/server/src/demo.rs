@@ -61,7 +61,8 @@ pub struct Demo {
 
 /// Runs the demo until Ctrl-C or SIGTERM.
 pub async fn run(args: DemoArgs, output: OutputFormat) -> Result<(), Trouble> {
-    logging::start(crate::config::LogFormat::Text, "error,openraft=off").map_err(|text| Trouble::new(Exit::Failed, "E2002", text))?;
+    logging::start(crate::config::LogFormat::Text, "error,openraft=off")
+        .map_err(|text| Trouble::new(Exit::Failed, "E2002", text))?;
     let thrown_away = args.keep.is_none();
     let folder = match &args.keep {
         Some(folder) => folder.clone(),
@@ -113,7 +114,7 @@ async fn wait_for_signal() -> Result<(), Trouble> {
 /// Plans three metadata nodes, six storage nodes of one disk, and a gateway on free ports.
 async fn plan(folder: &Path) -> Result<Plan, Trouble> {
     let mut next = S3_PORT;
-    let mut node = |name: String, role: RoleName, next: &mut u16| PlannedNode {
+    let node = |name: String, role: RoleName, next: &mut u16| PlannedNode {
         disks: if role == RoleName::Storage { vec![folder.join(&name).join("d0")] } else { Vec::new() },
         listen: loopback(*next),
         s3: None,
@@ -171,7 +172,8 @@ impl Demo {
     async fn start(laid: &Laid) -> Result<Arc<Demo>, Trouble> {
         let mut configs = BTreeMap::new();
         for (node, file) in &laid.nodes {
-            let config = Config::load(file, &[]).map_err(|error| Trouble::new(Exit::Usage, "E2002", error.to_string()))?;
+            let config =
+                Config::load(file, &[]).map_err(|error| Trouble::new(Exit::Usage, "E2002", error.to_string()))?;
             configs.insert(node.name.clone(), config);
         }
         let names: Vec<String> = configs.keys().cloned().collect();
@@ -185,8 +187,8 @@ impl Demo {
         for role in [RoleName::Meta, RoleName::Storage, RoleName::Gateway] {
             // Side by side: voters that wait for one another would hold elections in vain.
             let mut starting = tokio::task::JoinSet::new();
-            for name in names.iter().filter(|name| demo.configs[*name].has_role(role)).cloned() {
-                let demo = demo.clone();
+            for name in names.iter().filter(|name| demo.configs[*name].has_role(role)) {
+                let (demo, name) = (demo.clone(), name.clone());
                 starting.spawn(async move { demo.start_node(&name).await });
             }
             while let Some(started) = starting.join_next().await {
@@ -265,12 +267,15 @@ impl ProcessControl for Demo {
             // A task of its own: stopping a node must not end with the connection that asked for it.
             let task = tokio::spawn(async move {
                 match request {
-                    AdminRequest::StopNode(name) => demo.stop_node(&name).await.map(|()| format!("node {name} is stopped")),
+                    AdminRequest::StopNode(name) => {
+                        demo.stop_node(&name).await.map(|()| format!("node {name} is stopped"))
+                    }
                     AdminRequest::StartNode(name) => demo.start_node(&name).await.map(|()| format!("node {name} runs")),
                     _ => Err(Trouble::new(Exit::Unsupported, "E2015", "a demo's disks are fixed")),
                 }
             });
-            let text = task.await.map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?.map_err(failed)?;
+            let text =
+                task.await.map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?.map_err(failed)?;
             Ok(AdminReply::Done(text))
         })
     }
@@ -278,13 +283,15 @@ impl ProcessControl for Demo {
 
 /// Leaves the operator's profile where `plinth --demo` finds it.
 fn publish_profile(laid: &Laid) -> Result<PathBuf, Trouble> {
-    let environment: Vec<(String, String)> =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+    let environment: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
     let folder = Profile::demo_folder(&environment);
     files::make_folder(&folder).map_err(|error| init::file_trouble(&folder, error))?;
     let file = folder.join(PROFILE_FILE);
     let profile = Profile::load(&laid.profile)?;
-    let text = toml::to_string_pretty(&profile).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
+    let text =
+        toml::to_string_pretty(&profile).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
     files::write_secret(&file, text.as_bytes()).map_err(|error| init::file_trouble(&file, error))?;
     Ok(file)
 }

@@ -125,24 +125,35 @@ pub fn disk_families(storage: &StorageNode) -> Vec<MetricFamily> {
         refused.push((with(one.disk, "reason", "busy"), one.stats.refused_busy));
         refused.push((with(one.disk, "reason", "full"), one.stats.refused_full));
     }
-    let gauges = |value: fn(&plinth_protocol::storage::DiskStat) -> f64| stats.iter().map(|stat| (disk(stat.disk), value(stat))).collect();
+    let gauges = |value: fn(&plinth_protocol::storage::DiskStat) -> f64| {
+        stats.iter().map(|stat| (disk(stat.disk), value(stat))).collect()
+    };
     let states = stats.iter().flat_map(|stat| {
         let fenced = stat.fenced.is_some();
-        [("up", !fenced), ("fenced", fenced)].map(|(state, holds)| (with(stat.disk, "state", state), f64::from(u8::from(holds))))
+        [("up", !fenced), ("fenced", fenced)]
+            .map(|(state, holds)| (with(stat.disk, "state", state), f64::from(u8::from(holds))))
     });
     vec![
         gauge("plinth_disk_state", "State of each disk: 1 for the one that holds.", states.collect()),
         gauge("plinth_disk_size_bytes", "Bytes that a disk may use.", gauges(|stat| stat.size_bytes as f64)),
         gauge("plinth_disk_used_bytes", "Bytes of live records.", gauges(|stat| stat.used_bytes as f64)),
         gauge("plinth_disk_fragments", "Live fragments.", gauges(|stat| stat.fragments as f64)),
-        gauge("plinth_disk_quarantined_fragments", "Fragments kept aside as damaged.", gauges(|stat| stat.quarantined as f64)),
+        gauge(
+            "plinth_disk_quarantined_fragments",
+            "Fragments kept aside as damaged.",
+            gauges(|stat| stat.quarantined as f64),
+        ),
         histogram("plinth_journal_sync_duration_seconds", "Time of a batch from submission to durable.", syncs),
         histogram("plinth_journal_batch_records", "Records in a durable batch.", batches),
         histogram("plinth_disk_operation_duration_seconds", "Time from arrival to answer.", operations),
         counter("plinth_disk_errors_total", "Errors by kind.", errors),
         counter("plinth_disk_bytes_total", "Bytes of frames stored, returned and moved by compaction.", bytes),
         counter("plinth_disk_refused_requests_total", "Requests refused by reason.", refused),
-        gauge("plinth_storage_in_flight_bytes", "Bytes of requests and answers in flight.", vec![(vec![], storage.bytes_in_flight() as f64)]),
+        gauge(
+            "plinth_storage_in_flight_bytes",
+            "Bytes of requests and answers in flight.",
+            vec![(vec![], storage.bytes_in_flight() as f64)],
+        ),
     ]
 }
 
@@ -152,19 +163,27 @@ fn buckets(snapshot: &plinth_storage::HistogramSnapshot, unit: f64) -> Buckets<'
 
 /// Exports a voter.
 pub fn meta_families(stats: &MetaStats) -> Vec<MetricFamily> {
-    let count = |holds: fn(&plinth_meta::GroupStats) -> bool| stats.groups.iter().filter(|group| holds(group)).count() as f64;
+    let count =
+        |holds: fn(&plinth_meta::GroupStats) -> bool| stats.groups.iter().filter(|group| holds(group)).count() as f64;
     let states = [
         ("led", count(|group| group.state == ReplicaState::Leader)),
         ("leaderless", count(|group| group.leader.is_none())),
         ("stopped", count(|group| group.state == ReplicaState::Stopped)),
     ];
     let groups = states.map(|(state, value)| (vec![("state", state.to_string())], value)).to_vec();
-    let label = |group: &plinth_meta::GroupStats| vec![("kind", if group.group.0 == 0 { "system" } else { "shards" }.to_string())];
+    let label = |group: &plinth_meta::GroupStats| {
+        vec![("kind", if group.group.0 == 0 { "system" } else { "shards" }.to_string())]
+    };
     let mut kinds: Vec<(Labels, [u64; 13], [u64; 7])> = Vec::new();
     // No label per shard: all shards of a voter are one line.
     for group in &stats.groups {
         let figures = [
-            group.commit_us_total, group.leader_changes, group.failed_proposals, group.mutations, group.entries, group.reads,
+            group.commit_us_total,
+            group.leader_changes,
+            group.failed_proposals,
+            group.mutations,
+            group.entries,
+            group.reads,
             group.read_rounds,
         ];
         let labels = label(group);
@@ -183,18 +202,30 @@ pub fn meta_families(stats: &MetaStats) -> Vec<MetricFamily> {
     let database: u64 = stats.groups.iter().map(|group| group.database_bytes).sum();
     vec![
         gauge("plinth_raft_groups", "Groups of this voter by state.", groups),
-        histogram("plinth_raft_commit_duration_seconds", "Time of a proposal from queue to applied.", commits.collect()),
+        histogram(
+            "plinth_raft_commit_duration_seconds",
+            "Time of a proposal from queue to applied.",
+            commits.collect(),
+        ),
         counter("plinth_raft_leader_changes_total", "Changes of leader seen.", of(1)),
         counter("plinth_raft_failed_proposals_total", "Proposals that failed or whose outcome is unknown.", of(2)),
         counter("plinth_meta_mutations_total", "Mutations answered.", of(3)),
         counter("plinth_raft_entries_total", "Entries proposed.", of(4)),
         counter("plinth_meta_reads_total", "Linearizable reads answered.", of(5)),
         counter("plinth_raft_read_rounds_total", "Confirmations of leadership for reads.", of(6)),
-        counter("plinth_raft_refused_messages_total", "Messages of voters that group 0 does not know.", vec![(vec![], stats.refused_messages)]),
+        counter(
+            "plinth_raft_refused_messages_total",
+            "Messages of voters that group 0 does not know.",
+            vec![(vec![], stats.refused_messages)],
+        ),
         counter("plinth_raft_log_syncs_total", "Syncs of the log.", vec![(vec![], stats.log_syncs)]),
         counter("plinth_raft_log_records_total", "Records of the log made durable.", vec![(vec![], stats.log_records)]),
         gauge("plinth_meta_database_bytes", "Bytes of the databases' files.", vec![(vec![], database as f64)]),
-        gauge("plinth_meta_free_bytes", "Bytes that the log can still take.", vec![(vec![], stats.log_free_bytes as f64)]),
+        gauge(
+            "plinth_meta_free_bytes",
+            "Bytes that the log can still take.",
+            vec![(vec![], stats.log_free_bytes as f64)],
+        ),
     ]
 }
 
@@ -203,8 +234,12 @@ pub fn client_families(client: &Client) -> Vec<MetricFamily> {
     let now = client.counters();
     let kind = |name: &str| vec![("kind", name.to_string())];
     let one = |value: u64| vec![(vec![], value)];
-    let calls: [(&str, &CallTimes); 4] =
-        [("meta", &now.meta_calls), ("read", &now.read_calls), ("write", &now.write_calls), ("other", &now.other_calls)];
+    let calls: [(&str, &CallTimes); 4] = [
+        ("meta", &now.meta_calls),
+        ("read", &now.read_calls),
+        ("write", &now.write_calls),
+        ("other", &now.other_calls),
+    ];
     let durations = calls.map(|(name, times)| {
         let (bounds, counts) = (&CALL_TIME_BOUNDS_US[..], &times.classes[..]);
         (vec![("method", name.to_string())], Buckets { bounds, counts, sum: times.sum_us, unit: MICROSECOND })
@@ -221,12 +256,32 @@ pub fn client_families(client: &Client) -> Vec<MetricFamily> {
             ],
         ),
         counter("plinth_stripes_written_total", "Stripes made durable.", one(now.stripes_written)),
-        counter("plinth_stripes_resent_total", "Stripes sent again to another placement group.", one(now.stripes_resent)),
-        counter("plinth_stripes_short_total", "Stripes acknowledged with a fragment owed.", one(now.quorums_hedged + now.quorums_short)),
+        counter(
+            "plinth_stripes_resent_total",
+            "Stripes sent again to another placement group.",
+            one(now.stripes_resent),
+        ),
+        counter(
+            "plinth_stripes_short_total",
+            "Stripes acknowledged with a fragment owed.",
+            one(now.quorums_hedged + now.quorums_short),
+        ),
         counter("plinth_fragments_corrupt_total", "Fragments whose frames did not verify.", one(now.fragments_corrupt)),
         counter("plinth_fill_in_fragments_total", "Owed fragments rebuilt and stored.", one(now.fragments_filled_in)),
-        counter("plinth_fragments_deleted_total", "Fragments that disks acknowledged as deleted.", one(now.fragments_deleted)),
-        gauge("plinth_client_write_bytes_held", "Bytes of stripe buffers held by writers.", vec![(vec![], now.write_bytes_held as f64)]),
-        gauge("plinth_client_read_bytes_held", "Bytes held or asked for by readers.", vec![(vec![], now.read_bytes_held as f64)]),
+        counter(
+            "plinth_fragments_deleted_total",
+            "Fragments that disks acknowledged as deleted.",
+            one(now.fragments_deleted),
+        ),
+        gauge(
+            "plinth_client_write_bytes_held",
+            "Bytes of stripe buffers held by writers.",
+            vec![(vec![], now.write_bytes_held as f64)],
+        ),
+        gauge(
+            "plinth_client_read_bytes_held",
+            "Bytes held or asked for by readers.",
+            vec![(vec![], now.read_bytes_held as f64)],
+        ),
     ]
 }

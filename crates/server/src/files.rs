@@ -29,7 +29,8 @@ pub fn read_secret(file: &Path) -> io::Result<Vec<u8>> {
 
 /// Lists a folder's entries in name order.
 pub fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut entries = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+    let mut entries =
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
     entries.sort();
     Ok(entries)
 }

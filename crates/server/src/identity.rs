@@ -52,10 +52,14 @@ impl Secrets {
         let (certificate, identity) = load_certificate(&security.certificate, &security.private_key, incarnation)?;
         for role in &config.node.roles {
             if !identity.roles.contains(&(*role).into()) {
-                return Err(content(&security.certificate, format!("the certificate does not carry the role {role:?}")));
+                return Err(content(
+                    &security.certificate,
+                    format!("the certificate does not carry the role {role:?}"),
+                ));
             }
         }
-        let ca_pem = authority_pem(&certificate).ok_or_else(|| content(&security.certificate, "the chain lacks its CA"))?;
+        let ca_pem =
+            authority_pem(&certificate).ok_or_else(|| content(&security.certificate, "the chain lacks its CA"))?;
         let authority = match &security.ca_private_key {
             Some(file) if config.has_role(RoleName::Meta) => {
                 let key = read_secret_text(file)?;

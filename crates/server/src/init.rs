@@ -181,7 +181,11 @@ pub fn run(command: InitCommand) -> Result<Report, Trouble> {
 
 fn plan_single(args: SingleArgs) -> Result<Plan, Trouble> {
     let data = absolute(&args.data);
-    let disks = if args.disk.is_empty() { vec![data.join("d0")] } else { args.disk.iter().map(|disk| absolute(disk)).collect() };
+    let disks = if args.disk.is_empty() {
+        vec![data.join("d0")]
+    } else {
+        args.disk.iter().map(|disk| absolute(disk)).collect()
+    };
     let port = |offset: u16| SocketAddr::new(args.host, args.port.saturating_add(offset));
     let node = PlannedNode {
         name: "n1".into(),
@@ -209,17 +213,24 @@ fn plan_cluster(args: ClusterArgs) -> Result<Plan, Trouble> {
     }
     let code = args.code.unwrap_or(Code::for_domains(args.storage as usize));
     let mut ports = args.base_port..=u16::MAX;
-    let mut next = || ports.next().map(|port| SocketAddr::new(args.host, port)).ok_or(usage("--base-port leaves too few ports"));
+    let mut next =
+        || ports.next().map(|port| SocketAddr::new(args.host, port)).ok_or(usage("--base-port leaves too few ports"));
     let folder = absolute(&args.dir);
     let mut nodes = Vec::new();
-    for (count, role, letter) in
-        [(args.gateway, RoleName::Gateway, 'g'), (args.meta, RoleName::Meta, 'm'), (args.storage, RoleName::Storage, 's')]
-    {
+    for (count, role, letter) in [
+        (args.gateway, RoleName::Gateway, 'g'),
+        (args.meta, RoleName::Meta, 'm'),
+        (args.storage, RoleName::Storage, 's'),
+    ] {
         for number in 1..=count {
             let name = format!("{letter}{number}");
             let s3 = if role == RoleName::Gateway { Some(next()?) } else { None };
             let own = folder.join(&name);
-            let disks = if role == RoleName::Storage { (0..args.disks).map(|disk| own.join(format!("d{disk}"))).collect() } else { vec![] };
+            let disks = if role == RoleName::Storage {
+                (0..args.disks).map(|disk| own.join(format!("d{disk}"))).collect()
+            } else {
+                vec![]
+            };
             nodes.push(PlannedNode { name, roles: vec![role], listen: next()?, s3, health: next()?, disks });
         }
     }
@@ -416,10 +427,16 @@ fn meta_peers(plan: &Plan) -> Vec<String> {
     voters.map(|(index, node)| format!("{}@{}", index + 1, node.listen)).collect()
 }
 
-fn write_profile(plan: &Plan, authority: &Authority, cluster: ClusterId, wrapping_key: &[u8]) -> Result<PathBuf, Trouble> {
+fn write_profile(
+    plan: &Plan,
+    authority: &Authority,
+    cluster: ClusterId,
+    wrapping_key: &[u8],
+) -> Result<PathBuf, Trouble> {
     let folder = plan.folder.join("admin");
     files::make_folder(&folder).map_err(|error| file_trouble(&folder, error))?;
-    let identity = Identity { cluster, node: NodeId(u64::MAX >> 1), roles: vec![Role::Admin], incarnation: Incarnation(1) };
+    let identity =
+        Identity { cluster, node: NodeId(u64::MAX >> 1), roles: vec![Role::Admin], incarnation: Incarnation(1) };
     write_certificate(authority, &identity, &folder, "admin")?;
     write_secret(&folder.join("wrapping.key"), wrapping_key)?;
     let profile = Profile {
@@ -446,9 +463,8 @@ fn write_certificate(authority: &Authority, identity: &Identity, folder: &Path, 
 pub fn read_founding(file: &Path) -> Result<Founding, Trouble> {
     let bytes = files::read_secret(file).map_err(|error| file_trouble(file, error))?;
     match bytes.split_first() {
-        Some((&FOUNDING_VERSION, record)) => {
-            Founding::decode(record).map_err(|error| Trouble::new(Exit::Failed, "E2006", format!("{}: {error}", file.display())))
-        }
+        Some((&FOUNDING_VERSION, record)) => Founding::decode(record)
+            .map_err(|error| Trouble::new(Exit::Failed, "E2006", format!("{}: {error}", file.display()))),
         _ => Err(Trouble::new(Exit::Unsupported, "E2006", format!("{}: unknown version", file.display()))),
     }
 }
@@ -462,7 +478,10 @@ fn report(plan: &Plan, laid: &Laid) -> Report {
             "health": format!("http://{}", node.health), "s3": node.s3.map(|address| format!("http://{address}"))}));
     }
     let s3 = plan.nodes.iter().find_map(|node| node.s3).map(|address| format!("http://{address}")).unwrap_or_default();
-    text.push_str(&format!("\nS3 endpoint  {s3}\nAccess key   {}\nSecret key   {}   (shown once)\n", laid.access_key, laid.secret_key));
+    text.push_str(&format!(
+        "\nS3 endpoint  {s3}\nAccess key   {}\nSecret key   {}   (shown once)\n",
+        laid.access_key, laid.secret_key
+    ));
     text.push_str(&format!("Operator     plinth --profile {} status\n", laid.profile.display()));
     let value = json!({"cluster": plan.name, "code": plan.code.to_string(), "nodes": nodes, "s3": s3,
         "access_key": laid.access_key, "secret_key": laid.secret_key, "profile": laid.profile});

@@ -172,14 +172,21 @@ pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
         address: args.listen.to_string(),
         domain: args.domain.clone(),
     };
-    let call = Call { method: Method::Join, header: request.to_bytes(), payload: Vec::new(), deadline: ADMISSION_TIME_MAX };
+    let call =
+        Call { method: Method::Join, header: request.to_bytes(), payload: Vec::new(), deadline: ADMISSION_TIME_MAX };
     let reply = call_joining(&args.meta.to_string(), Fingerprint(token.ca_fingerprint), None, call).await?;
     let admitted = JoinReply::decode(&reply.header)
         .map_err(|error| Trouble::new(Exit::Unsupported, "E1010", error.to_string()))?;
     let file = write_node(&args, &folder, &key, &admitted)?;
-    let text = format!("Joined {} as {} ({}). Start it:\n  plinth server --config {}\n",
-        admitted.map.name, admitted.node.name, admitted.node.node, file.display());
-    let value = json!({"cluster": admitted.map.name, "node": admitted.node.name, "id": admitted.node.node.0, "config": file});
+    let text = format!(
+        "Joined {} as {} ({}). Start it:\n  plinth server --config {}\n",
+        admitted.map.name,
+        admitted.node.name,
+        admitted.node.node,
+        file.display()
+    );
+    let value =
+        json!({"cluster": admitted.map.name, "node": admitted.node.name, "id": admitted.node.node.0, "config": file});
     Ok(Report::done("Joined", value, text))
 }
 
@@ -218,7 +225,10 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
             ca_private_key: None,
             wrapping_key: admitted.wrapping_key.as_ref().map(|_| "wrapping.key".into()),
         },
-        cluster: ClusterSection { meta: meta.map(|node| format!("{}@{}", node.node.0, node.address)).collect(), founding: None },
+        cluster: ClusterSection {
+            meta: meta.map(|node| format!("{}@{}", node.node.0, node.address)).collect(),
+            founding: None,
+        },
         storage: StorageSection { disks, segment_bytes: args.segment_mib << 20, capacity_bytes: 0 },
         gateway: GatewaySection {
             listen: args.s3.map_or_else(|| GatewaySection::default().listen, |address| address.to_string()),
@@ -227,6 +237,7 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
         observability: ObservabilitySection { listen: args.health.to_string() },
         log: LogSection::default(),
     };
-    let text = toml::to_string_pretty(&config).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
+    let text =
+        toml::to_string_pretty(&config).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
     public("plinth.toml", text.as_bytes())
 }

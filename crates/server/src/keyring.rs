@@ -57,7 +57,8 @@ impl ClusterKeys {
         let (key, wrapped) = match reply {
             Reply::AccessKey(row) => {
                 // The same row gives the same credential, so that keys derived from it stay known.
-                let known = kept.get(id).filter(|kept| kept.wrapped == row.wrapped_secret).and_then(|kept| kept.key.clone());
+                let known =
+                    kept.get(id).filter(|kept| kept.wrapped == row.wrapped_secret).and_then(|kept| kept.key.clone());
                 let key = match known {
                     Some(key) => key,
                     None => Arc::new(self.unwrap(&row)?),

@@ -125,7 +125,9 @@ fn print_trouble(trouble: &Trouble, output: OutputFormat) -> ExitCode {
 }
 
 fn environment() -> Vec<(String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 fn dispatch(cli: Cli) -> Result<Option<Report>, Trouble> {
@@ -170,7 +172,8 @@ fn configure(command: ConfigCommand) -> Result<Report, Trouble> {
     match command {
         ConfigCommand::Check { config: file } => {
             let config = load(&file)?;
-            identity::Secrets::load(&config).map_err(|error| Trouble::new(Exit::Problem, "E2004", error.to_string()))?;
+            identity::Secrets::load(&config)
+                .map_err(|error| Trouble::new(Exit::Problem, "E2004", error.to_string()))?;
             let text = format!("{} is sound: node {}", file.display(), config.node.name);
             Ok(Report::done("ConfigCheck", json!({"file": file, "node": config.node.name, "ok": true}), text))
         }

@@ -44,7 +44,13 @@ impl Measures {
     pub fn new(config: &Config, service: NodeService) -> Result<Measures, prometheus::Error> {
         let mut roles: Vec<String> = config.node.roles.iter().map(|&role| Role::from(role).to_string()).collect();
         roles.sort();
-        let parts = Arc::new(PartMeasures { service, roles: roles.join("+"), client: Mutex::default(), meta: Mutex::default(), trouble: Mutex::default() });
+        let parts = Arc::new(PartMeasures {
+            service,
+            roles: roles.join("+"),
+            client: Mutex::default(),
+            meta: Mutex::default(),
+            trouble: Mutex::default(),
+        });
         let registry = Registry::new();
         registry.register(Box::new(Shared(parts.clone())))?;
         Ok(Measures { registry, parts })
@@ -140,7 +146,9 @@ impl PartMeasures {
         let single = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).count() == 1;
         let needed = if single { 1 } else { (map.code.width() - 1).max(usize::from(map.code.k)) };
         if domains.len() < needed {
-            readiness.write.push(("S203", format!("{} writable domains, code {} needs {needed}", domains.len(), map.code)));
+            readiness
+                .write
+                .push(("S203", format!("{} writable domains, code {} needs {needed}", domains.len(), map.code)));
         }
         readiness
     }
@@ -150,7 +158,11 @@ impl PartMeasures {
             "plinth_build_info",
             "What runs here; always 1.",
             vec![(
-                vec![("version", env!("CARGO_PKG_VERSION").into()), ("role", self.roles.clone()), ("feature_level", "1".into())],
+                vec![
+                    ("version", env!("CARGO_PKG_VERSION").into()),
+                    ("role", self.roles.clone()),
+                    ("feature_level", "1".into()),
+                ],
                 1.0,
             )],
         )];

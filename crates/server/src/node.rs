@@ -10,8 +10,8 @@ use crate::observe::{self, Observed};
 use crate::service::{NodeService, ProcessControl};
 use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::secret::draw;
-use plinth_client::{Client, ClientConfig};
 use plinth_client::Housekeeping;
+use plinth_client::{Client, ClientConfig};
 use plinth_gateway::{Gateway, GatewayConfig};
 use plinth_meta::{MetaConfig, MetaLimits, MetaNode};
 use plinth_protocol::map::{DiskRecord, State};
@@ -135,9 +135,8 @@ impl Node {
         let identity = secrets.identity.clone();
         crate::files::make_folder(&config.node.data).map_err(|error| init::file_trouble(&config.node.data, error))?;
         let service = NodeService::default();
-        let credentials = Arc::new(
-            Credentials::new(&secrets.certificate, &secrets.ca_pem, identity.incarnation).map_err(failed)?,
-        );
+        let credentials =
+            Arc::new(Credentials::new(&secrets.certificate, &secrets.ca_pem, identity.incarnation).map_err(failed)?);
         let link = open_link(&network, &credentials, &identity, &service);
         let (stop, _) = watch::channel(false);
         let measures = Arc::new(Measures::new(&config, service.clone()).map_err(failed)?);
@@ -320,9 +319,11 @@ fn s3_acceptor(config: &Config) -> Result<Option<TlsAcceptor>, Trouble> {
     };
     let chain_pem = crate::files::read(certificate).map_err(|error| init::file_trouble(certificate, error))?;
     let key_pem = crate::files::read_secret(key).map_err(|error| init::file_trouble(key, error))?;
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(&chain_pem).collect::<Result<_, _>>().map_err(|error| failed(format!("{}: {error:?}", certificate.display())))?;
-    let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| failed(format!("{}: {error:?}", key.display())))?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&chain_pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| failed(format!("{}: {error:?}", certificate.display())))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| failed(format!("{}: {error:?}", key.display())))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -334,7 +335,12 @@ fn s3_acceptor(config: &Config) -> Result<Option<TlsAcceptor>, Trouble> {
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
 }
 
-fn open_link(network: &Network, credentials: &Arc<Credentials>, identity: &Identity, service: &NodeService) -> Arc<dyn Link> {
+fn open_link(
+    network: &Network,
+    credentials: &Arc<Credentials>,
+    identity: &Identity,
+    service: &NodeService,
+) -> Arc<dyn Link> {
     match network {
         Network::Tls => Arc::new(TlsLink::new(credentials.clone())),
         Network::Local(network) => {
@@ -360,7 +366,13 @@ async fn connect(config: ClientConfig, link: Arc<dyn Link>, mut stop: watch::Rec
 }
 
 /// Registers a node's disks, then reports how full they are, until the node stops.
-async fn report_disks(client: Client, storage: StorageNode, node: NodeId, base: String, mut stop: watch::Receiver<bool>) {
+async fn report_disks(
+    client: Client,
+    storage: StorageNode,
+    node: NodeId,
+    base: String,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         for (number, stat) in storage.disks().iter().enumerate() {
             if let Err(failure) = report_disk(&client, node, &base, number, stat).await {
@@ -449,9 +461,11 @@ impl ProcessControl for OwnControl {
                 return Err(Failure::new(FailureKind::Invalid, "only a demo stops and starts its nodes by command"));
             };
             let invalid = |trouble: Trouble| Failure::new(FailureKind::Invalid, trouble.text);
-            crate::files::make_folder(path.as_ref()).map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
+            crate::files::make_folder(path.as_ref())
+                .map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
             let disk = prepare_disk(&config, &identity, path.clone().into()).map_err(invalid)?;
-            let stat = storage.add_disk(disk).await.map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
+            let stat =
+                storage.add_disk(disk).await.map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
             Ok(AdminReply::Done(format!(
                 "{path} is disk {}; add it to storage.disks in plinth.toml, then run plinth layout apply to use it",
                 stat.disk

@@ -42,8 +42,7 @@ impl<'a> SelfTest<'a> {
     /// Makes a test.
     pub fn new(demo: &'a Demo, plan: &'a Plan, laid: &Laid, human: bool, started: Instant) -> Self {
         let endpoint = plan.nodes.iter().find_map(|node| node.s3).expect("a demo has a gateway");
-        let caller =
-            Caller { endpoint, access_key: laid.access_key.clone(), secret_key: laid.secret_key.clone() };
+        let caller = Caller { endpoint, access_key: laid.access_key.clone(), secret_key: laid.secret_key.clone() };
         SelfTest { demo, plan, caller, human, started }
     }
 
@@ -77,7 +76,8 @@ impl<'a> SelfTest<'a> {
 
     async fn leader(&self, client: &Client) -> Result<String, Trouble> {
         let map = client.map();
-        let metas: Vec<NodeId> = map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(|node| node.node).collect();
+        let metas: Vec<NodeId> =
+            map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(|node| node.node).collect();
         loop {
             // A linearizable read proves that there is a leader with a quorum.
             let deadline = Instant::now() + STEP_TIME_MAX;
@@ -93,7 +93,8 @@ impl<'a> SelfTest<'a> {
     async fn storage(&self, client: &Client) -> Result<String, Trouble> {
         let map = client.map();
         let nodes = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).count();
-        let (status, body) = self.caller.send(Method::PUT, &format!("/{BUCKET}"), Bytes::new()).await.map_err(broken)?;
+        let (status, body) =
+            self.caller.send(Method::PUT, &format!("/{BUCKET}"), Bytes::new()).await.map_err(broken)?;
         expect(status, StatusCode::OK, "creating the bucket", &body)?;
         Ok(format!("{nodes} storage nodes, {} disks, code {}", map.disks.len(), map.code))
     }
@@ -129,7 +130,8 @@ impl<'a> SelfTest<'a> {
         loop {
             let left = owed(client).await?;
             if left == 0 {
-                return Ok(format!("started s3: {before} stripes filled in, 0 at risk"));
+                let stripes = if before == 1 { "stripe" } else { "stripes" };
+                return Ok(format!("started s3: {before} {stripes} filled in, 0 at risk"));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -156,10 +158,10 @@ impl Demo {
     /// Returns the leader of the first shard as the metadata nodes see it.
     async fn leader(&self) -> Option<NodeId> {
         for meta in self.metas().await {
-            if let Ok(AdminReply::RaftStatus(status)) = meta.handle_admin(AdminRequest::RaftStatus).await {
-                if let Some(leader) = status.groups.iter().find_map(|group| group.leader) {
-                    return Some(leader);
-                }
+            if let Ok(AdminReply::RaftStatus(status)) = meta.handle_admin(AdminRequest::RaftStatus).await
+                && let Some(leader) = status.groups.iter().find_map(|group| group.leader)
+            {
+                return Some(leader);
             }
         }
         None

@@ -3,8 +3,8 @@
 use crate::join::JoinDesk;
 use bytes::Bytes;
 use plinth_meta::MetaNode;
-use plinth_protocol::meta::{AdminReply, AdminRequest, MetaRequest};
 use plinth_protocol::frame::FRAME_BYTES;
+use plinth_protocol::meta::{AdminReply, AdminRequest, MetaRequest};
 use plinth_protocol::storage::{StorageAction, StorageRequest};
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{Failure, FailureKind, Method};
@@ -84,7 +84,10 @@ impl Parts {
 
     async fn operate(&self, request: AdminRequest) -> Result<Response, Failure> {
         let reply = match request {
-            AdminRequest::StopNode(_) | AdminRequest::StartNode(_) | AdminRequest::AddDisk(_) => match self.control.get() {
+            AdminRequest::StopNode(_) | AdminRequest::StartNode(_) | AdminRequest::AddDisk(_) => match self
+                .control
+                .get()
+            {
                 Some(control) => control.control(request).await?,
                 None => return Err(Failure::new(FailureKind::Invalid, "this node's process does not take that order")),
             },
@@ -95,7 +98,8 @@ impl Parts {
 }
 
 fn started<'a, T>(part: &'a OnceLock<T>, role: &str) -> Result<&'a T, Failure> {
-    part.get().ok_or_else(|| Failure::new(FailureKind::Unavailable, format!("the {role} part of this node does not serve")))
+    part.get()
+        .ok_or_else(|| Failure::new(FailureKind::Unavailable, format!("the {role} part of this node does not serve")))
 }
 
 fn header_only(reply: &impl Wire) -> Response {

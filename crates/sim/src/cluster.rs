@@ -72,7 +72,8 @@ impl Service for NodeService {
                 Method::Ping => Ok(Response::default()),
                 Method::Meta => {
                     let meta = meta.ok_or_else(absent)?;
-                    let header = meta.handle_meta_encoded(MetaRequest::decode(&request.header)?, request.deadline).await?;
+                    let header =
+                        meta.handle_meta_encoded(MetaRequest::decode(&request.header)?, request.deadline).await?;
                     Ok(Response { header, payload: Vec::new() })
                 }
                 Method::Raft => {
@@ -84,7 +85,8 @@ impl Service for NodeService {
                 }
                 Method::Storage => {
                     let header = StorageRequest::decode(&request.header)?;
-                    let (reply, payload) = storage.ok_or_else(absent)?.handle(header, request.payload, request.deadline).await?;
+                    let (reply, payload) =
+                        storage.ok_or_else(absent)?.handle(header, request.payload, request.deadline).await?;
                     Ok(Response { header: reply.to_bytes(), payload })
                 }
                 Method::Join => Err(absent()),
@@ -156,7 +158,8 @@ impl Cluster {
 
     /// Connects a client of its own.
     pub async fn client(&self) -> Client {
-        let identity = Identity { cluster: CLUSTER, node: CLIENT_NODE, roles: vec![Role::Gateway], incarnation: Incarnation(1) };
+        let identity =
+            Identity { cluster: CLUSTER, node: CLIENT_NODE, roles: vec![Role::Gateway], incarnation: Incarnation(1) };
         let peers = self
             .map
             .nodes

@@ -1,5 +1,7 @@
 //! The parts fit together: objects through a real client, real voters and real disks in one process.
 
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
+
 use bytes::Bytes;
 use plinth_client::Client;
 use plinth_protocol::meta::{Command, DueQuery, ObjectQuery, Outcome, PutObject, Query, Reply};
