@@ -75,7 +75,7 @@ pub struct MetaLimits {
     pub snapshot_chunk_ms: u64,
     /// Bytes of the cache that the databases of all groups share.
     pub database_cache_bytes: usize,
-    /// Bytes of one write buffer of a database.
+    /// Bytes of rows not yet flushed, over the databases of all groups.
     pub database_buffer_bytes: usize,
     /// Milliseconds between two pings of every node by the leader of the system group.
     pub ping_ms: u64,
@@ -114,7 +114,7 @@ impl Default for MetaLimits {
             snapshot_chunk_bytes: 1 << 20,
             snapshot_chunk_ms: 10_000,
             database_cache_bytes: 64 << 20,
-            database_buffer_bytes: 16 << 20,
+            database_buffer_bytes: 64 << 20,
             ping_ms: 2_000,
             suspect_ms: 10_000,
             down_ms: 30_000,

@@ -183,6 +183,12 @@ impl Cluster {
         self.voters.lock().unwrap()[&node].node.clone()
     }
 
+    /// Returns a voter and the runtime that it lives on.
+    pub fn voter(&self, node: NodeId) -> (MetaNode, tokio::runtime::Handle) {
+        let voters = self.voters.lock().unwrap();
+        (voters[&node].node.clone(), voters[&node].runtime.handle().clone())
+    }
+
     pub fn running(&self) -> Vec<NodeId> {
         self.voters.lock().unwrap().keys().copied().collect()
     }

@@ -365,3 +365,73 @@ async fn silent_node_becomes_suspect_then_down_then_up_again() {
     let seen = until(|| async { (cluster.map().await.node(silent)?.state == State::Up).then_some(()) });
     seen.await.expect("up again");
 }
+
+/// Measures mutations and reads per second and processor time each: three voters in one process,
+/// 64 clients. Run with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, not a check"]
+async fn measure_inline_puts_and_reads() {
+    let limits = MetaLimits { election_ms_min: 1000, election_ms_max: 2000, heartbeat_ms: 250, ..MetaLimits::default() };
+    let cluster = Arc::new(Cluster::new(3, limits));
+    for node in 1..=3 {
+        cluster.start(NodeId(node)).await.unwrap();
+    }
+    cluster.open_bucket().await;
+    // The first elections are over once everybody has been recorded.
+    cluster.await_records(3).await;
+    let chosen = std::env::var("PLINTH_CLIENTS").ok().and_then(|text| text.parse().ok());
+    for clients in chosen.map_or(vec![1, 16, 64], |clients: usize| vec![clients]) {
+        for reads in [false, true] {
+            let leader = cluster.await_leader(SHARD).await;
+            let count = Arc::new(std::sync::atomic::AtomicU64::new(0));
+            let (began, cpu) = (Instant::now(), processor_time());
+            let tasks: Vec<_> = (0..clients)
+                .map(|client| {
+                    let (meta, handle) = cluster.voter(leader);
+                    let (cluster, count) = (cluster.clone(), count.clone());
+                    handle.spawn(async move {
+                        let began = Instant::now();
+                        let mut number = 0;
+                        while began.elapsed() < Duration::from_secs(4) {
+                            let key = format!("bench/{client:03}/{number:06}");
+                            let request = match reads {
+                                true => {
+                                    let key = format!("bench/{client:03}/{:06}", number % 100);
+                                    let query = Query::Object(ObjectQuery { bucket: BUCKET, key, body: true });
+                                    MetaRequest::Query(GroupQuery { group: SHARD, query })
+                                }
+                                false => MetaRequest::Mutate(cluster.mutation(SHARD, put_command(&key, 4096))),
+                            };
+                            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+                            meta.handle_meta(request, deadline).await.unwrap();
+                            number += 1;
+                        }
+                        count.fetch_add(number, std::sync::atomic::Ordering::Relaxed);
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let count = count.load(std::sync::atomic::Ordering::Relaxed) as f64;
+            let (took, cpu) = (began.elapsed().as_secs_f64(), processor_time() - cpu);
+            let what = if reads { "reads" } else { "puts" };
+            println!("{clients:3} clients {what:5}: {:8.0}/s {:7.1} us cpu each", count / took, cpu / count * 1e6);
+        }
+    }
+    let stats = cluster.node(cluster.await_leader(SHARD).await).stats().await;
+    for group in stats.groups {
+        println!(
+            "{}: {} mutations in {} entries, {} reads in {} rounds",
+            group.group, group.mutations, group.entries, group.reads, group.read_rounds
+        );
+    }
+    println!("log: {} records in {} batches, {} syncs", stats.log_records, stats.log_batches, stats.log_syncs);
+}
+
+/// Processor seconds of this process, user and system.
+fn processor_time() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
