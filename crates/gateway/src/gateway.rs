@@ -125,6 +125,7 @@ impl<S: Store> Gateway<S> {
         let request_id = format!("{:016X}", inner.store.draw() as u64);
         let mut journey = Journey::start(request_id.clone(), inner.metrics.clone(), inner.config.slow_after);
         let (parts, incoming) = request.into_parts();
+        let is_empty = incoming.is_end_stream();
         let mut incoming = Some(incoming);
         let domains = &inner.config.base_domains;
         let head = match refusal {
@@ -132,13 +133,18 @@ impl<S: Store> Gateway<S> {
             None => Head::read(parts.method.clone(), &parts.uri, parts.headers, domains, origin.encrypted),
         };
         let (mut response, closes) = match head {
-            Ok(head) => match self.answer(&head, &mut incoming, &mut journey).await {
-                Ok(response) => (response, false),
-                Err(error) => {
-                    let closes = !drain(&head, incoming.take()).await || error.closes();
-                    (self.error_response(Some(&head), error, &journey), closes)
+            Ok(head) => {
+                // Where there is no body to read, hyper sends no 100; botocore, which waited for one, then
+                // misreads the next answer on this connection. A new connection puts it right.
+                let was_awaited = is_empty && head.expects_continue();
+                match self.answer(&head, &mut incoming, &mut journey).await {
+                    Ok(response) => (response, was_awaited),
+                    Err(error) => {
+                        let closes = !drain(&head, incoming.take()).await || error.closes() || was_awaited;
+                        (self.error_response(Some(&head), error, &journey), closes)
+                    }
                 }
-            },
+            }
             Err(error) => (self.error_response(None, error, &journey), true),
         };
         if closes || origin.stopping.load(std::sync::atomic::Ordering::Relaxed) {
