@@ -115,6 +115,7 @@ class Cluster:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="plinth-cluster-"))
         self.base_port = free_ports()
         self.ports_given = 0
+        self.keep = bool(os.environ.get("PLINTH_KEEP"))
         arguments = ["--meta", meta, "--storage", storage, "--gateway", gateway, "--base-port", self.base_port]
         arguments += ["--segment-mib", SEGMENT_MIB]
         command = [self.plinth, "init", "cluster", "--dir", self.folder / "nodes", "--output", "json", *arguments]
@@ -212,7 +213,7 @@ class Cluster:
                 node.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 node.kill()
-        if failed or os.environ.get("PLINTH_KEEP"):
+        if failed or self.keep:
             print(f"The cluster's folder and logs are kept: {self.folder}", file=sys.stderr)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)

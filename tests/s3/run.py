@@ -66,6 +66,7 @@ def main():
         tests = loader.discover(str(pathlib.Path(__file__).parent), pattern="test_*.py")
         status = suite.run(tests, options.totals, "S3 clients")
         if status and options.plinth:
+            cluster.keep = True
             for node in cluster.nodes:
                 if not node.is_running():
                     print(f"{node.name} ended with {node.process.returncode}:\n{node.log_tail()}")

@@ -70,7 +70,8 @@ class ClientTest(unittest.TestCase):
 
     def bucket(self, word):
         """A new, empty bucket with a name of its own."""
-        name = f"{word}-{self.client.split()[0].lower()}-{random.randrange(1 << 32):08x}"
+        client = re.sub("[^a-z0-9]+", "", self.client.split()[0].lower())
+        name = f"{word}-{client}-{random.randrange(1 << 32):08x}"
         self.s3().make_bucket(name)
         return name
 
