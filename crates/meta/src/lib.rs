@@ -10,6 +10,8 @@
 //! is the Raft log on the journal, one for all groups of a node; `ledger` refuses voters that have
 //! lost their memory; `node` puts them together. DESIGN.md has the formats and the crash argument.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod batch;
 mod config;
 mod error;

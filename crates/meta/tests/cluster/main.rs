@@ -1,5 +1,7 @@
 //! Voters in one process: commits, restarts, elections, snapshots, refusals, growth.
 
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
+
 mod harness;
 
 use harness::*;
@@ -371,7 +373,8 @@ async fn silent_node_becomes_suspect_then_down_then_up_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, not a check"]
 async fn measure_inline_puts_and_reads() {
-    let limits = MetaLimits { election_ms_min: 1000, election_ms_max: 2000, heartbeat_ms: 250, ..MetaLimits::default() };
+    let limits =
+        MetaLimits { election_ms_min: 1000, election_ms_max: 2000, heartbeat_ms: 250, ..MetaLimits::default() };
     let cluster = Arc::new(Cluster::new(3, limits));
     for node in 1..=3 {
         cluster.start(NodeId(node)).await.unwrap();
