@@ -307,6 +307,8 @@ pub const HEADERS: &[HeaderRow] = &[
     header("x-amz-security-token", ALL),
     header("x-amz-decoded-content-length", BODIES),
     header("x-amz-trailer", BODIES),
+    // AWS's C++ SDK (pyarrow) names the one version that this API ever had.
+    one_of("x-amz-api-version", ALL, &["2006-03-01"], NotImplemented),
     // Checksums.
     header("x-amz-sdk-checksum-algorithm", ALL),
     header("x-amz-checksum-algorithm", &[CopyObject, CreateMultipartUpload]),
