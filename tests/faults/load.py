@@ -110,7 +110,7 @@ class Client(threading.Thread):
                 state.maybe.add(value)
             return
         state.value = value
-        self.acks.append((began, time.monotonic()))
+        self.acks.append((began, time.monotonic(), sum(map(len, contents))))
 
     def read(self, key):
         try:
@@ -169,10 +169,10 @@ class Load:
             time.sleep(0.02)
         return True
 
-    def wait_for_write_since(self, since, seconds):
-        """Waits for an acknowledgement of a write that began after `since`; the seconds it took, or None."""
+    def wait_for_write_since(self, since, seconds, size_min=0):
+        """Waits for an acknowledgement of a write of `size_min` bytes that began after `since`; its seconds, or None."""
         while time.monotonic() < since + seconds:
-            ends = [end for begin, end in self.acks() if begin >= since]
+            ends = [end for begin, end, size in self.acks() if begin >= since and size >= size_min]
             if ends:
                 return min(ends) - since
             time.sleep(0.02)
@@ -180,7 +180,7 @@ class Load:
 
     def seconds_without_write(self, since, until):
         """The longest stretch of `since..until` without an acknowledgement."""
-        ends = sorted(end for _, end in self.acks() if since <= end <= until)
+        ends = sorted(end for _, end, _ in self.acks() if since <= end <= until)
         edges = [since, *ends, until]
         return max(later - earlier for earlier, later in zip(edges, edges[1:]))
 
