@@ -180,7 +180,7 @@ impl<T, R> RaftLog<T, R> {
         let damaged = |reason: String| MetaError::Damaged { node, reason };
         let mut recovery = Recovery::start(disk, None).map_err(journal_error)?;
         let mut replay = Replay::default();
-        while let Some(record) = recovery.next() {
+        for record in recovery.by_ref() {
             replay.take(&record).map_err(damaged)?;
         }
         if let Some(damage) = recovery.damage().first() {

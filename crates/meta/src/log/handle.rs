@@ -240,6 +240,9 @@ pub(crate) struct GroupLog {
     handle: Handle<Request>,
 }
 
+/// An entry that is not cached: its number in the list, its id and where it lies.
+type Missing = (usize, LogId, Place);
+
 impl GroupLog {
     /// Appends entries: readable on return, durable when `done` is called.
     pub(crate) async fn append(&self, entries: Vec<LogEntry>, done: Done) -> Result<(), MetaError> {
@@ -301,7 +304,7 @@ impl GroupLog {
     }
 
     /// Returns cached entries of a range, and the places of the others by their number in the list.
-    fn collect(&self, range: Range<u64>, bytes_max: usize) -> (Vec<Option<LogEntry>>, Vec<(usize, LogId, Place)>) {
+    fn collect(&self, range: Range<u64>, bytes_max: usize) -> (Vec<Option<LogEntry>>, Vec<Missing>) {
         let view = lock(&self.view);
         let (mut entries, mut missing, mut bytes) = (Vec::new(), Vec::new(), 0usize);
         for slot in view.slots(range) {

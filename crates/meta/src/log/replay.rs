@@ -77,12 +77,11 @@ impl Replay {
     /// Joins what was gathered into views.
     pub(crate) fn finish(self, groups: &Groups) -> Result<(), String> {
         for (group, gathered) in self.groups {
-            let mut expected = gathered.purged.map_or(0, |purged| purged.index + 1);
-            for index in gathered.slots.keys() {
+            let first = gathered.purged.map_or(0, |purged| purged.index + 1);
+            for (expected, index) in (first..).zip(gathered.slots.keys()) {
                 if *index != expected {
                     return Err(format!("{group} lacks the entries from {expected} to {index}"));
                 }
-                expected += 1;
             }
             let view = groups.get(group);
             let mut view = lock(&view);

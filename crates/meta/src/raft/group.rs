@@ -174,7 +174,10 @@ impl RaftGroup {
 
     /// Returns why the replica has stopped, where it has.
     pub(crate) fn failure(&self) -> Option<String> {
-        self.raft.metrics().borrow_watched().running_state.as_ref().err().map(ToString::to_string)
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        // Stopped is what an orderly shutdown leaves behind: no failure.
+        metrics.running_state.as_ref().err().filter(|fatal| !matches!(fatal, Fatal::Stopped)).map(ToString::to_string)
     }
 
     /// Returns the way to be told of any change of the replica's state.
