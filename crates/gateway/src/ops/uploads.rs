@@ -1,7 +1,9 @@
 //! ListParts and ListMultipartUploads.
 
 use http::Response;
-use plinth_protocol::meta::{LIST_ENTRIES_MAX, PartsPage, PartsQuery, Query, Reply, UploadEntry, UploadsQuery};
+use plinth_protocol::meta::{
+    LIST_ENTRIES_MAX, PartsPage, PartsQuery, Query, Reply, UploadEntry, UploadsPage, UploadsQuery,
+};
 use plinth_protocol::object::{ChecksumAlgorithm, ChecksumKind, Etag};
 use plinth_protocol::{FailureKind, UploadId};
 
@@ -118,16 +120,7 @@ pub(super) async fn list_uploads<S: Store>(call: &mut Call<'_, S>) -> S3Result<R
     xml.text("Bucket", call.head.bucket());
     xml.name("KeyMarker", &key_marker, encoding);
     xml.text("UploadIdMarker", &id_marker);
-    let last = page.uploads.last();
-    match (last, page.prefixes.last()) {
-        _ if !page.more => {}
-        (Some(entry), prefix) if prefix.is_none_or(|prefix| entry.key > *prefix) => {
-            xml.name("NextKeyMarker", &entry.key, encoding);
-            xml.text("NextUploadIdMarker", &entry.upload.to_string());
-        }
-        (_, Some(prefix)) => xml.name("NextKeyMarker", prefix, encoding),
-        _ => {}
-    }
+    write_next_markers(&mut xml, &page, encoding);
     if let Some(delimiter) = &delimiter {
         xml.name("Delimiter", delimiter, encoding);
     }
@@ -147,6 +140,19 @@ pub(super) async fn list_uploads<S: Store>(call: &mut Call<'_, S>) -> S3Result<R
     }
     xml.close("ListMultipartUploadsResult");
     Ok(reply::xml(xml))
+}
+
+/// Where the next page begins: behind the last upload or the last common prefix, whichever is later.
+fn write_next_markers(xml: &mut Writer, page: &UploadsPage, encoding: UrlEncoded) {
+    match (page.uploads.last(), page.prefixes.last()) {
+        _ if !page.more => {}
+        (Some(entry), prefix) if prefix.is_none_or(|prefix| entry.key > *prefix) => {
+            xml.name("NextKeyMarker", &entry.key, encoding);
+            xml.text("NextUploadIdMarker", &entry.upload.to_string());
+        }
+        (_, Some(prefix)) => xml.name("NextKeyMarker", prefix, encoding),
+        _ => {}
+    }
 }
 
 /// One `Upload` of a listing.
