@@ -115,11 +115,3 @@ pub fn matching(text: &str) -> S3Result<Expectation> {
 pub fn failed(condition: &str) -> S3Error {
     S3Error::from(Code::PreconditionFailed).element("Condition", condition)
 }
-
-/// As [`write_expectation`] for a copy, whose own `x-amz-copy-source-if-*` speak of the source.
-///
-/// # Errors
-/// As [`write_expectation`].
-pub fn write_expectation_of_copy(head: &Head) -> S3Result<Option<Expectation>> {
-    write_expectation(head, false)
-}

@@ -162,7 +162,7 @@ pub(super) async fn answer_when_done<S: Store>(call: &mut Call<'_, S>, mut work:
 pub(super) async fn copy_object<S: Store>(call: &mut Call<'_, S>) -> S3Result<Response<Body>> {
     let target = call.bucket()?;
     let key = call.head.key().to_owned();
-    let expectation = conditions::write_expectation_of_copy(call.head)?;
+    let expectation = conditions::write_expectation(call.head, false)?;
     let directive = call.head.header("x-amz-metadata-directive")?;
     let replaces = directive.as_deref() == Some("REPLACE");
     let given = stored::read(call.head)?;

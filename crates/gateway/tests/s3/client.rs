@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
@@ -40,7 +40,11 @@ impl Server {
         Server::start_with(GatewayConfig::new(keys())).await
     }
 
-    pub async fn start_with(mut config: GatewayConfig) -> Server {
+    pub async fn start_with(config: GatewayConfig) -> Server {
+        Server::start_over(config, None).await
+    }
+
+    pub async fn start_over(mut config: GatewayConfig, tls: Option<tokio_rustls::TlsAcceptor>) -> Server {
         config.base_domains = vec!["s3.test".into()];
         let fake = Fake::default();
         let registry = Registry::new();
@@ -49,7 +53,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let (stop, stopped) = oneshot::channel::<()>();
-        let done = tokio::spawn(serve(listener, None, gateway, async move {
+        let done = tokio::spawn(serve(listener, tls, gateway, async move {
             let _ = stopped.await;
         }));
         Server { address, fake, registry, stop: Some(stop), done }
@@ -70,7 +74,7 @@ impl Server {
 
     pub async fn connect(&self) -> Connection {
         let stream = TcpStream::connect(self.address).await.expect("a connection");
-        Connection { stream, buffer: Vec::new() }
+        Connection::over(stream)
     }
 
     /// Signs and sends a request on a connection of its own.
@@ -325,12 +329,20 @@ pub fn amz_date(seconds: u64) -> String {
     )
 }
 
+/// What a connection runs over.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
 pub struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     buffer: Vec<u8>,
 }
 
 impl Connection {
+    pub fn over(stream: impl Stream + 'static) -> Self {
+        Connection { stream: Box::new(stream), buffer: Vec::new() }
+    }
+
     pub async fn write(&mut self, bytes: &[u8]) {
         // The server may rightly close early.
         let _ = self.stream.write_all(bytes).await;

@@ -254,3 +254,44 @@ async fn metrics_count_what_happened() {
     }
     assert!(!text.contains("bucket/k"), "no object keys in labels");
 }
+
+#[tokio::test]
+async fn an_empty_body_that_waited_for_100_ends_its_connection() {
+    let server = Server::with_bucket().await;
+    // No 100 can come: botocore, which waited for one, would misread the next answer.
+    let put = request("PUT", "/bucket/k").header("expect", "100-continue");
+    let mut connection = server.connect().await;
+    let answer = connection.exchange(&put.sign(&server.fake), false).await.expect_status(200);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test]
+async fn tls_serves_the_same_and_trusts_invocation_ids() {
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::ServerName};
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let chain = vec![made.cert.der().clone()];
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain.clone(), key).expect("a key");
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let server = Server::start_over(GatewayConfig::new(keys()), Some(acceptor)).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(chain[0].clone()).expect("a root");
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let tcp = tokio::net::TcpStream::connect(server.address).await.expect("a connection");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let tls = connector.connect(name, tcp).await.expect("a handshake");
+    let mut connection = crate::client::Connection::over(tls);
+    connection.exchange(&request("PUT", "/bucket").sign(&server.fake), false).await.expect_status(200);
+    let put =
+        || request("PUT", "/bucket/k").header("if-none-match", "*").unsigned("amz-sdk-invocation-id", "id-1").body("v");
+    connection.exchange(&put().sign(&server.fake), false).await.expect_status(200);
+    // Unsigned, but nobody between could have put it there.
+    let again = connection.exchange(&put().sign(&server.fake), false).await.expect_status(200);
+    assert_eq!(again.header("x-plinth-replayed"), Some("true"));
+    // A client that never speaks TLS gets nothing.
+    let mut plain = server.connect().await;
+    plain.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    while !plain.is_closed().await {}
+}
