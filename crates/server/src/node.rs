@@ -14,7 +14,7 @@ use plinth_client::Housekeeping;
 use plinth_client::{Client, ClientConfig};
 use plinth_gateway::{Gateway, GatewayConfig};
 use plinth_meta::{MetaConfig, MetaLimits, MetaNode};
-use plinth_protocol::map::{DiskRecord, State};
+use plinth_protocol::map::{ClusterMap, DiskRecord, State};
 use plinth_protocol::meta::{Command, Outcome, SetDiskState};
 use plinth_protocol::storage::DiskStat;
 use plinth_protocol::*;
@@ -398,7 +398,7 @@ async fn report_disk(client: &Client, node: NodeId, base: &str, number: usize, s
             node,
             incarnation: stat.incarnation,
             state: wanted,
-            name: format!("{base}/d{number}"),
+            name: free_name(&map, base, number),
             size_bytes: stat.size_bytes,
             used_bytes: Some(stat.used_bytes),
         }),
@@ -416,6 +416,12 @@ async fn report_disk(client: &Client, node: NodeId, base: &str, number: usize, s
         Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
         _ => Ok(()),
     }
+}
+
+/// A name that no disk of the map has: the node's own count, which is no stable order, or the next free number.
+fn free_name(map: &ClusterMap, base: &str, number: usize) -> String {
+    let mut names = (number..).map(|number| format!("{base}/d{number}"));
+    names.find(|name| map.disks.iter().all(|disk| disk.name != *name)).expect("there are more numbers than disks")
 }
 
 /// Formats an empty disk folder; leaves one that carries a disk as it is.
