@@ -91,14 +91,14 @@ class Node:
             return False
 
     def metric(self, name):
-        """The sum of a metric over its labels; None when the node does not export it."""
+        """The values of a metric, one for each set of labels; none when the node does not export it."""
         try:
             with urllib.request.urlopen(url_of(self.health) + "/metrics", timeout=2) as answer:
                 text = answer.read().decode()
         except (OSError, urllib.error.URLError):
-            return None
+            return []
         rows = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
-        return sum(float(row.rsplit(" ", 1)[1]) for row in rows) if rows else None
+        return [float(row.rsplit(" ", 1)[1]) for row in rows]
 
     def log_tail(self, lines=15):
         try:

@@ -239,15 +239,6 @@ class Boto3(ClientTest):
         self.api.download_fileobj(bucket, "s", found)
         self.assertEqual(hashlib.sha256(found.getvalue()).digest(), hashlib.sha256(body).digest())
 
-    def test_an_empty_body_behind_expect_leaves_the_connection_in_order(self):
-        # A client that waits for 100 and gets 200 loses track of a connection that stays open.
-        bucket = self.bucket("expect")
-        api = self.client_of(read_timeout=5, max_pool_connections=1)
-        api.meta.events.register("needs-retry.s3.PutObject", lambda attempts, **_: self.assertEqual(attempts, 1))
-        for size in [0, 9000, 0, 0, 100]:
-            api.put_object(Bucket=bucket, Key="k", Body=io.BytesIO(self.body(size)))
-            self.assertEqual(api.get_object(Bucket=bucket, Key="k")["Body"].read(), self.body(size))
-
     def test_errors_have_their_names(self):
         bucket = self.bucket("errors")
         self.refused("NoSuchBucket", self.api.list_objects_v2, Bucket=f"{bucket}-none")

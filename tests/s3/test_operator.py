@@ -150,29 +150,38 @@ class Growth(OfOurOwn):
                 s3.put("growth", f"before/{index}", content)
             cluster.join("s7", "storage")
             cluster.command("disk", "add", "s1", cluster.folder / "nodes" / "s1" / "extra")
+            self.wait_for_disks(cluster, 8)
             cluster.command("layout", "apply")
-            shares = {row["disk"]: row["open_groups"] for row in cluster.command("layout", "show")["disks"]}
-            self.assertEqual(len(shares), 8, shares)
-            self.assertTrue(all(count > 0 for count in shares.values()), f"a disk is in no group: {shares}")
+            shares = cluster.command("layout", "show")["disks"]
+            self.assertEqual(len({row["disk"] for row in shares}), 8, f"eight disks, eight names: {shares}")
+            self.assertTrue(all(row["open_groups"] > 0 for row in shares), f"a disk is in no group: {shares}")
             cluster.join("m4", "meta")
             cluster.command("raft", "add", "m4")
-            for index in range(40):
-                s3.put("growth", f"after/{index}", content)
-            used = {row["name"]: row["used_bytes"] for row in self.wait_for_use(cluster)}
-            self.assertTrue(all(used.values()), f"a disk holds nothing: {used}")
+            after = self.write_until_used(cluster, s3, content)
             # Four voters bear one loss; the new one must carry its weight when an old one is gone.
             cluster.command("raft", "remove", "m1")
             cluster.node("m1").kill()
-            for prefix, count in [("before", 8), ("after", 40)]:
+            for prefix, count in [("before", 8), ("after", after)]:
                 for index in range(count):
                     self.assertEqual(s3.get("growth", f"{prefix}/{index}"), content)
             s3.put("growth", "last", b"written with the new voter")
 
-    def wait_for_use(self, cluster):
-        """Disks report their fill now and then."""
+    def wait_for_disks(self, cluster, count):
+        """A storage node tells the cluster of its disks with its next heartbeat."""
         deadline = time.monotonic() + 30
-        while True:
-            disks = cluster.command("disk", "list")["items"]
-            if all(disk["used_bytes"] for disk in disks) or time.monotonic() > deadline:
-                return disks
+        while len([disk for disk in cluster.command("disk", "list")["items"] if disk["state"] == "UP"]) < count:
+            self.assertLess(time.monotonic(), deadline, f"no {count} disks: {cluster.command('disk', 'list')}")
             time.sleep(0.2)
+
+    def write_until_used(self, cluster, s3, content):
+        """Writes until every disk holds something; returns how many objects that took. Gateways learn of a new
+        placement within seconds."""
+        deadline, count = time.monotonic() + 30, 0
+        while True:
+            s3.put("growth", f"after/{count}", content)
+            count += 1
+            used = {node.name: node.metric("plinth_disk_used_bytes") for node in cluster.of_role("storage")}
+            self.assertEqual((len(used["s1"]), len(used["s7"])), (2, 1), used)
+            if all(value > 0 for values in used.values() for value in values):
+                return count
+            self.assertLess(time.monotonic(), deadline, f"after {count} objects a disk holds nothing: {used}")
