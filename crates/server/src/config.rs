@@ -139,7 +139,7 @@ pub struct GatewaySection {
     pub tls_certificate: Option<PathBuf>,
     /// Private key for HTTPS, PEM.
     pub tls_private_key: Option<PathBuf>,
-    /// Body bytes in flight, all requests together; beyond it `SlowDown`.
+    /// Body bytes in flight, all requests together, each counted with at most 12 MiB; beyond it `SlowDown`.
     pub body_bytes_max: u64,
     /// How long deleted data is kept before it is destroyed, in seconds.
     pub deferred_delete_seconds: u64,
@@ -153,7 +153,7 @@ impl Default for GatewaySection {
             base_domains: Vec::new(),
             tls_certificate: None,
             tls_private_key: None,
-            body_bytes_max: 384 << 20,
+            body_bytes_max: 1 << 30,
             deferred_delete_seconds: 60,
         }
     }

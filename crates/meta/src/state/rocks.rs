@@ -10,14 +10,18 @@ use super::store::{Batch, Cursor, FAMILIES, Family, KeyRange, Store, View};
 use librocksdb_sys as ffi;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    AsRawPtr, BlockBasedOptions, Cache, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRawIterator, FlushOptions, Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteBufferManager,
-    WriteOptions,
+    AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRawIterator, FlushOptions, LruCacheOptions, Options, ReadOptions, ReadTier, Snapshot,
+    WriteBatch, WriteBufferManager, WriteOptions,
 };
 use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Logarithm of the cache's parts: few, so that each has room for large blocks.
+const CACHE_SHARD_BITS: i32 = 2;
+/// Bytes of one part of an index or filter: a lookup loads one part, never the whole of a large file's index.
+const INDEX_PART_BYTES: usize = 4096;
 /// Default bytes of cached blocks, over all databases that share a [`RocksMemory`].
 pub const CACHE_BYTES: usize = 64 << 20;
 /// Default bytes of rows not yet flushed, over all databases that share a [`RocksMemory`].
@@ -56,8 +60,11 @@ pub struct RocksMemory {
 impl RocksMemory {
     /// Makes a cache and a bound for unflushed rows, in bytes.
     pub fn new(cache_bytes: usize, write_buffers_bytes: usize) -> Self {
+        let mut cache = LruCacheOptions::default();
+        cache.set_capacity(cache_bytes);
+        cache.set_num_shard_bits(CACHE_SHARD_BITS);
         RocksMemory {
-            cache: Cache::new_lru_cache(cache_bytes),
+            cache: Cache::new_lru_cache_opts(&cache),
             buffers: WriteBufferManager::new_write_buffer_manager(write_buffers_bytes, false),
         }
     }
@@ -151,6 +158,10 @@ fn family_options(family: Family, memory: &RocksMemory) -> Options {
     });
     table.set_checksum_type(ChecksumType::XXH3);
     table.set_bloom_filter(FILTER_BITS, false);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(INDEX_PART_BYTES);
+    table.set_pin_top_level_index_and_filter(true);
     table.set_cache_index_and_filter_blocks(true);
     table.set_cache_index_and_filter_blocks_with_high_priority(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);

@@ -349,11 +349,16 @@ impl Cluster {
             };
             let asked = request.clone();
             match handle.spawn(async move { meta.handle_admin(asked).await }).await.unwrap() {
-                Err(failure) if failure.kind == FailureKind::NotLeader && Instant::now() < deadline => {}
+                Err(failure) if is_passing(failure.kind) && Instant::now() < deadline => {}
                 other => return other,
             }
         }
     }
+}
+
+/// Whether an operator would ask again: no leader yet, or one that has not confirmed its lease.
+fn is_passing(kind: FailureKind) -> bool {
+    matches!(kind, FailureKind::NotLeader | FailureKind::Unavailable)
 }
 
 impl Drop for Cluster {
