@@ -194,7 +194,8 @@ fn found(shape: &Shape, folder: &Path) -> ClusterMap {
     };
     let metas = (1..=shape.metas).map(|id| node(id, Role::Meta));
     let storages = (1..=shape.storages).map(|id| node(shape.metas + id, Role::Storage));
-    let nodes: Vec<NodeRecord> = metas.chain(storages).collect();
+    let gateway = node(CLIENT_NODE.0, Role::Gateway);
+    let nodes: Vec<NodeRecord> = metas.chain(storages).chain([gateway]).collect();
     let disks: Vec<DiskRecord> =
         nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).map(|node| format_disk(folder, node)).collect();
     let voters: Vec<NodeId> = (1..=shape.metas).map(NodeId).collect();
