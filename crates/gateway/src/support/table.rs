@@ -313,7 +313,8 @@ pub const HEADERS: &[HeaderRow] = &[
     header("x-amz-sdk-checksum-algorithm", ALL),
     header("x-amz-checksum-algorithm", &[CopyObject, CreateMultipartUpload]),
     header("x-amz-checksum-type", &[CreateMultipartUpload, CompleteMultipartUpload]),
-    one_of("x-amz-checksum-mode", READS, &["ENABLED"], InvalidArgument),
+    // The C++ SDK (pyarrow) sends it in lower case.
+    one_of("x-amz-checksum-mode", READS, &["ENABLED", "enabled"], InvalidArgument),
     header("x-amz-checksum-crc32", BODIES),
     header("x-amz-checksum-crc32c", BODIES),
     header("x-amz-checksum-crc64nvme", BODIES),
