@@ -256,6 +256,26 @@ impl Cluster {
         recorded.await.expect("voters are recorded");
     }
 
+    /// Returns the boot counter and the floor that group 0 holds of a voter.
+    pub async fn recorded(&self, node: NodeId) -> (u64, u64) {
+        match self.query(GROUP_SYSTEM, Query::Voters).await {
+            Reply::Voters(list) => {
+                let record = list.voters.iter().find(|record| record.node == node).expect("the voter is recorded");
+                (record.boot, record.floor)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until group 0's record of a voter is past the given one: a later boot, and then a higher floor.
+    pub async fn await_recorded_past(&self, node: NodeId, past: (u64, u64)) {
+        let risen = until(|| async {
+            let (boot, floor) = self.recorded(node).await;
+            (boot > past.0 && floor > past.1).then_some(())
+        });
+        risen.await.expect("the voter's promise is recorded");
+    }
+
     /// Waits until nothing of a voter's last life holds its folder.
     pub async fn wait_unlocked(&self, node: NodeId) {
         let folder = self.folder(node);

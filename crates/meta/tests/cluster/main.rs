@@ -190,10 +190,13 @@ async fn rolled_back_voter_is_refused() {
     cluster.wait_unlocked(victim).await;
     let image = cluster.folder(NodeId(99));
     copy_folder(&cluster.folder(victim), &image);
+    let before = cluster.recorded(victim).await;
     cluster.start(victim).await.unwrap();
     for number in 0..20 {
         cluster.put(&format!("k{number}"), 100).await;
     }
+    // Only a voter that was heard in its new life can be rolled back behind its word.
+    cluster.await_recorded_past(victim, before).await;
     cluster.stop(victim).await;
     cluster.wait_unlocked(victim).await;
     std::fs::remove_dir_all(cluster.folder(victim)).unwrap();
