@@ -1,0 +1,251 @@
+//! MD5 of bodies, for their ETags: large ones are hashed side by side.
+//!
+//! MD5 in one stream costs more than all else that a PUT does. Every body of [`TOGETHER_BYTES_MIN`] or more
+//! hands its pieces to a thread that hashes up to eight bodies at once ([`lanes`]); the connection goes
+//! on receiving and sending meanwhile. Smaller ones are hashed where they are.
+
+mod bodies;
+mod lanes;
+
+use bodies::{Bodies, BodyId};
+use bytes::Bytes;
+use md5::{Digest as _, Md5};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+pub use bodies::Digest;
+
+/// Smallest body that is worth the way to the thread and back.
+const TOGETHER_BYTES_MIN: u64 = 128 << 10;
+
+/// Pieces of a body are handed over in batches of at least this many bytes.
+const BATCH_BYTES_MIN: usize = 128 << 10;
+
+/// Bytes of a body that wait for the thread at most; its connection pauses then.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+
+/// How long the thread waits for the bodies that it expects, while lanes are free. A body that did not come
+/// in this time is not expected until it comes again; a body alone never waits.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// Threads at most; each takes as many bodies as there are lanes before the next one is used.
+const THREADS_MAX: usize = 4;
+
+/// Hashes bodies. A clone is another handle to the same threads, which end when no handle is left.
+#[derive(Clone)]
+pub struct Hasher {
+    threads: Arc<Vec<Thread>>,
+    next: Arc<AtomicU64>,
+}
+
+struct Thread {
+    messages: Sender<Message>,
+    open: Arc<()>,
+}
+
+enum Message {
+    Pieces(BodyId, Vec<Bytes>, OwnedSemaphorePermit),
+    End(BodyId, oneshot::Sender<Digest>),
+    Abandoned(BodyId),
+}
+
+/// The MD5 of one body that is still coming.
+pub enum Running {
+    /// Hashed where it is.
+    Alone(Md5),
+    /// Hashed by the thread.
+    Together(Box<Together>),
+}
+
+/// A body's end of the way to the thread.
+pub struct Together {
+    id: BodyId,
+    messages: Sender<Message>,
+    batch: Vec<Bytes>,
+    batch_bytes: usize,
+    room: Arc<Semaphore>,
+    is_over: bool,
+    _open: Arc<()>,
+}
+
+impl Hasher {
+    /// Starts the threads: one for every four processors.
+    #[expect(clippy::disallowed_methods, reason = "hashing is work for a processor, not for the runtime's tasks")]
+    pub fn start() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = (0..(processors / 4).clamp(1, THREADS_MAX)).map(|index| {
+            let (messages, inbox) = channel();
+            let builder = std::thread::Builder::new().name(format!("md5-{index}"));
+            builder.spawn(move || work(&inbox)).expect("a process can start a handful of threads");
+            Thread { messages, open: Arc::new(()) }
+        });
+        Hasher { threads: Arc::new(threads.collect()), next: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Begins a body of about `length` bytes.
+    pub fn body(&self, length: u64) -> Running {
+        if length < TOGETHER_BYTES_MIN {
+            return Running::Alone(Md5::new());
+        }
+        let open = |thread: &&Thread| Arc::strong_count(&thread.open) - 1;
+        let roomy = self.threads.iter().find(|thread| open(thread) < lanes::LANES);
+        let thread = roomy.or_else(|| self.threads.iter().min_by_key(open)).expect("there is a thread");
+        Running::Together(Box::new(Together {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            messages: thread.messages.clone(),
+            batch: Vec::new(),
+            batch_bytes: 0,
+            room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+            is_over: false,
+            _open: Arc::clone(&thread.open),
+        }))
+    }
+}
+
+impl Running {
+    /// Hashes in place, whatever comes: for documents that are small.
+    pub fn alone() -> Self {
+        Running::Alone(Md5::new())
+    }
+
+    /// Takes the next bytes; waits while the thread is behind.
+    pub async fn update(&mut self, piece: &Bytes) {
+        match self {
+            Running::Alone(md5) => md5.update(piece),
+            Running::Together(together) => together.update(piece).await,
+        }
+    }
+
+    /// Returns the digest of everything taken.
+    pub async fn finish(self) -> Digest {
+        match self {
+            Running::Alone(md5) => md5.finalize().into(),
+            Running::Together(together) => together.finish().await,
+        }
+    }
+}
+
+impl Together {
+    async fn update(&mut self, piece: &Bytes) {
+        self.batch_bytes += piece.len();
+        self.batch.push(piece.clone());
+        if self.batch_bytes >= BATCH_BYTES_MIN {
+            self.hand_over().await;
+        }
+    }
+
+    async fn hand_over(&mut self) {
+        // A piece larger than all the room takes all of it.
+        let permits = self.batch_bytes.min(WAITING_BYTES_MAX) as u32;
+        let room = Arc::clone(&self.room).acquire_many_owned(permits).await.expect("never closed");
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        self.send(Message::Pieces(self.id, batch, room));
+    }
+
+    async fn finish(mut self) -> Digest {
+        if !self.batch.is_empty() {
+            self.hand_over().await;
+        }
+        let (answer, digest) = oneshot::channel();
+        self.is_over = true;
+        self.send(Message::End(self.id, answer));
+        digest.await.expect("the thread answers every body that ends")
+    }
+
+    fn send(&self, message: Message) {
+        self.messages.send(message).expect("the thread lives as long as a body has its sender");
+    }
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.send(Message::Abandoned(self.id));
+        }
+    }
+}
+
+/// What the thread works on; a body's room comes back when the last piece of a batch is hashed.
+type Work = Bodies<Option<Arc<OwnedSemaphorePermit>>, oneshot::Sender<Digest>>;
+
+/// The thread's life: take what has come, wait a little for company, hash.
+fn work(inbox: &Receiver<Message>) {
+    let mut bodies = Work::new();
+    loop {
+        if bodies.ripe_count() == 0 {
+            let Ok(message) = inbox.recv() else { return };
+            take(&mut bodies, message);
+        }
+        while let Ok(message) = inbox.try_recv() {
+            take(&mut bodies, message);
+        }
+        while bodies.ripe_count() < bodies.expected_count().min(lanes::LANES) {
+            match inbox.recv_timeout(GATHER) {
+                Ok(message) => take(&mut bodies, message),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => bodies.handle_wait_over(),
+            }
+        }
+        for (answer, digest) in bodies.poll_pass() {
+            // Whoever asked may have gone away meanwhile.
+            let _ = answer.send(digest);
+        }
+    }
+}
+
+fn take(bodies: &mut Work, message: Message) {
+    match message {
+        Message::Pieces(id, pieces, room) => {
+            let room = Arc::new(room);
+            for piece in pieces {
+                bodies.handle_piece(id, piece, Some(Arc::clone(&room)));
+            }
+        }
+        Message::End(id, answer) => bodies.handle_end(id, answer, None),
+        Message::Abandoned(id) => bodies.handle_abandoned(id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bodies_that_come_together_get_their_own_digests() {
+        let hasher = Hasher::start();
+        let bodies = (0..20u8).map(|seed| {
+            let hasher = hasher.clone();
+            tokio::spawn(async move {
+                let bytes: Vec<u8> = (0..700_000usize).map(|i| (i / 7) as u8 ^ seed).collect();
+                let mut running = hasher.body(bytes.len() as u64);
+                for piece in bytes.chunks(50_001) {
+                    running.update(&Bytes::copy_from_slice(piece)).await;
+                }
+                // Every third one goes away in the middle.
+                let digest = if seed % 3 == 0 {
+                    drop(running);
+                    None
+                } else {
+                    Some(running.finish().await)
+                };
+                (digest, Digest::from(Md5::digest(&bytes)))
+            })
+        });
+        for (seed, body) in bodies.collect::<Vec<_>>().into_iter().enumerate() {
+            let (digest, want) = body.await.expect("no panic");
+            assert_eq!(digest.is_none(), seed % 3 == 0);
+            assert!(digest.is_none_or(|digest| digest == want));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_piece_larger_than_the_room_is_hashed() {
+        let bytes = Bytes::from(vec![7; 3 * WAITING_BYTES_MAX + 5]);
+        let mut running = Hasher::start().body(bytes.len() as u64);
+        running.update(&bytes).await;
+        assert_eq!(running.finish().await, Digest::from(Md5::digest(&bytes)));
+    }
+}
