@@ -4,11 +4,12 @@ use crate::blocking::Blocking;
 use crate::disk::{Area, Disk, SegmentIndex};
 use crate::error::JournalError;
 use crate::journal::{Beginning, Journal, JournalOptions, SegmentState};
-use crate::record::{Generation, Sequence, Stream};
+use crate::record::{Generation, Position, Sequence, Stream, verify_record};
 use crate::recovery::{Recovery, write_superblock};
 use crate::segment::{HeadBlock, SegmentHead, records_end};
-use crate::superblock::{FEATURES_RO_COMPATIBLE_KNOWN, Superblock};
+use crate::superblock::{COPY_OFFSETS, FEATURES_RO_COMPATIBLE_KNOWN, Superblock};
 use crate::table::SegmentTable;
+use crate::tail::read_record;
 use bytes::Bytes;
 use plinth_protocol::buffer::{AlignedBuf, BLOCK_BYTES};
 use std::time::Instant;
@@ -17,7 +18,7 @@ impl<D: Disk> Recovery<D> {
     /// Counts the mount, makes what is kept durable, voids what was cut, and returns the engine and
     /// its disk. The caller has looked at the damage: resuming over it is its decision.
     ///
-    /// The order matters. The kept tail is synced before anything may name it as durable. Then the
+    /// The order matters. What the last batch left is made durable before anything may name it so. Then the
     /// mount is counted, before it writes anything else, so that no two mounts ever write under one
     /// number. The mount records overwrite what was cut and carry a sequence beyond all that can
     /// have been used.
@@ -26,15 +27,14 @@ impl<D: Disk> Recovery<D> {
         if unknown != 0 {
             return Err(JournalError::Incompatible(unknown));
         }
-        let unsynced = std::mem::take(&mut self.tails.unsynced);
-        self.io.sync_all(&unsynced)?;
+        self.renew_last_batch()?;
+        self.renew_superblock()?;
         let order = Superblock::update_order(&self.copies, &self.superblock);
         self.superblock.mount += 1;
         self.superblock.sequence += 1;
         self.superblock.base = self.tails.next_sequence;
         self.superblock.floors = self.tails.floors();
         write_superblock(&mut self.io, order, &self.superblock)?;
-        self.heal_heads()?;
 
         let kept = self.tails.kept;
         let void = self.tails.void.clone();
@@ -61,14 +61,29 @@ impl<D: Disk> Recovery<D> {
         Ok((journal, self.io.disk))
     }
 
-    /// Writes the heads of segments anew where the two differ: one was damaged, or a crash came
-    /// between them.
-    fn heal_heads(&mut self) -> Result<(), JournalError> {
+    /// Writes once more, and syncs, what the last batch has written and recovery keeps. The process
+    /// may have died before the batch's sync, or the sync may have failed: then the medium shows
+    /// bytes that a later power cut still takes away, and that a second sync alone need not save.
+    ///
+    /// What the last batch wrote names no higher floors than anything else: records above the floor,
+    /// and segment heads of just these floors. Heads of a segment that differ are made equal as well.
+    fn renew_last_batch(&mut self) -> Result<(), JournalError> {
+        let mut areas = Vec::new();
+        for head in std::mem::take(&mut self.tails.unproven) {
+            let Position { segment, offset } = head.position;
+            let area = Area::Segment(segment);
+            let record = read_record(&mut self.io, &head).map_err(|source| JournalError::Disk { area, source })?;
+            verify_record(&record, head.position, head.generation, head.stamp)
+                .map_err(|error| JournalError::Segment(segment, format!("read twice, and now: {error}")))?;
+            self.io.write_all(vec![(area, u64::from(offset), record.freeze())])?;
+            areas.push(area);
+        }
         let end = u64::from(records_end(self.superblock.segment_bytes));
-        let (mut writes, mut areas) = (Vec::new(), Vec::new());
+        let mut writes = Vec::new();
         for (segment, found) in &self.found {
             let HeadBlock::Head(head) = found.block else { continue };
-            if found.is_split {
+            let is_unproven = head.floors == self.tails.known_floors && !self.tails.void.contains(segment);
+            if found.is_split || is_unproven {
                 let area = Area::Segment(*segment);
                 let block = head_block(&head);
                 writes.extend([(area, 0, block.clone()), (area, end, block)]);
@@ -76,7 +91,19 @@ impl<D: Disk> Recovery<D> {
             }
         }
         self.io.write_all(writes)?;
+        areas.sort_unstable();
+        areas.dedup();
         self.io.sync_all(&areas)
+    }
+
+    /// Writes once more, and syncs, the copies that hold the superblock as it was found. An update
+    /// may have ended before its sync: writing the other copies now could leave no two that agree.
+    fn renew_superblock(&mut self) -> Result<(), JournalError> {
+        let found = |copy: &usize| self.copies[*copy].as_ref() == Some(&self.superblock);
+        let block = |copy: usize| (Area::Super, COPY_OFFSETS[copy], self.superblock.encode(copy as u8).freeze());
+        let writes = (0..COPY_OFFSETS.len()).filter(found).map(block).collect();
+        self.io.write_all(writes)?;
+        self.io.sync_all(&[Area::Super])
     }
 
     /// Returns the table of what was found.

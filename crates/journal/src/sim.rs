@@ -110,6 +110,18 @@ struct Unflushed {
     given_up: bool,
 }
 
+impl Unflushed {
+    /// Takes over the bytes of a newer write where the two overlap.
+    fn cover(&mut self, newer: &Unflushed) {
+        let (start, end) = (self.offset, self.offset + self.data.len() as u64);
+        let (from, until) = (start.max(newer.offset), end.min(newer.offset + newer.data.len() as u64));
+        if self.area == newer.area && from < until {
+            let bytes = &newer.data[(from - newer.offset) as usize..(until - newer.offset) as usize];
+            Arc::make_mut(&mut self.data)[(from - start) as usize..(until - start) as usize].copy_from_slice(bytes);
+        }
+    }
+}
+
 enum Work {
     Write { unflushed: Option<u64>, durable: bool },
     Read { area: Area, offset: u64, buffer: plinth_protocol::buffer::AlignedBuf },
@@ -296,6 +308,23 @@ impl SimDisk {
         self.fail_at.clear();
     }
 
+    /// Ends the process that uses the disk: of the writes in flight any subset, drawn from the seed,
+    /// has reached the medium, which keeps all that has completed, flushed or not. Planned faults
+    /// are forgotten.
+    pub fn kill(&mut self) {
+        let mut unflushed = std::mem::take(&mut self.unflushed);
+        unflushed.retain(|write| write.completed || self.chance.below(2) == 0);
+        self.current = self.durable.clone();
+        for write in &mut unflushed {
+            write.completed = true;
+            copy_in(&mut self.current, write.area, write.offset, &write.data);
+        }
+        self.unflushed = unflushed;
+        self.in_flight.clear();
+        self.faults = SimFaults::default();
+        self.fail_at.clear();
+    }
+
     /// Whether this operation is one of those that were planned to fail.
     fn is_planned_failure(&mut self, op: SimOp) -> bool {
         let mut fails = false;
@@ -364,6 +393,8 @@ impl SimDisk {
         for write in unflushed {
             if writes.contains(&write.id) && !write.given_up {
                 copy_in(&mut self.durable, write.area, write.offset, &write.data);
+                // An older write that was given up no longer comes through where this one is durable.
+                self.unflushed.iter_mut().for_each(|older| older.cover(&write));
             } else {
                 self.unflushed.push(write);
             }
@@ -559,6 +590,34 @@ mod tests {
         disk.fail_at(SimOp::Sync, 0);
         assert!(!sync(&mut disk));
         assert!(sync(&mut disk));
+        disk.crash_with(&[]);
+        assert_eq!(disk.durable_bytes(AREA, 0, 1), [0]);
+    }
+
+    #[test]
+    fn a_write_that_was_given_up_never_covers_a_later_durable_one() {
+        let mut disk = SimDisk::new(1, 1);
+        disk.fail_at(SimOp::Sync, 0);
+        write(&mut disk, 1, 0, 7);
+        finish(&mut disk);
+        assert!(!sync(&mut disk));
+        write(&mut disk, 2, 0, 8);
+        finish(&mut disk);
+        assert!(sync(&mut disk));
+        disk.crash_with(&[Survival::Whole, Survival::Whole]);
+        assert_eq!(disk.durable_bytes(AREA, 0, 1), [8]);
+    }
+
+    #[test]
+    fn a_killed_process_leaves_what_has_completed() {
+        let mut disk = SimDisk::new(1, 1);
+        write(&mut disk, 1, 0, 7);
+        finish(&mut disk);
+        disk.kill();
+        assert_eq!(disk.unflushed().len(), 1, "still not flushed");
+        let mut whole = disk.clone();
+        whole.crash_with(&[Survival::Whole]);
+        assert_eq!(whole.durable_bytes(AREA, 0, 1), [7]);
         disk.crash_with(&[]);
         assert_eq!(disk.durable_bytes(AREA, 0, 1), [0]);
     }

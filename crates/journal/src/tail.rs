@@ -11,7 +11,8 @@ use crate::disk::{Area, Disk, DiskError, SegmentIndex};
 use crate::fields::u64_at;
 use crate::journal::BATCH_RECORDS_MAX;
 use crate::record::{
-    Generation, HEAD_BYTES, KIND_MOUNT, KIND_SEAL, MOUNT_BODY_BYTES, Position, STREAM_COUNT, Sequence, Stream, sum_fits,
+    Generation, HEAD_BYTES, Head, KIND_MOUNT, KIND_SEAL, MOUNT_BODY_BYTES, Position, STREAM_COUNT, Sequence, Stream,
+    sum_fits,
 };
 use crate::recovery::{Cut, Damage, Found};
 use crate::segment::HeadBlock;
@@ -39,7 +40,7 @@ pub(crate) struct Tails {
     /// The last sequence known durable.
     pub floor: Sequence,
     /// Per stream, the last sequence known durable.
-    floors: [Sequence; STREAM_COUNT],
+    pub known_floors: [Sequence; STREAM_COUNT],
     /// The last sequence that is kept.
     pub kept: Sequence,
     pub cut: Option<Cut>,
@@ -49,8 +50,8 @@ pub(crate) struct Tails {
     pub tails: [Option<Tail>; STREAM_COUNT],
     /// The first sequence that no batch can ever have used.
     pub next_sequence: Sequence,
-    /// Segments with records above the floor: to be synced before those count as durable.
-    pub unsynced: Vec<Area>,
+    /// Records above the floor that are kept: to be made durable before anything names them as such.
+    pub unproven: Vec<Head>,
     /// Sequences that a mount has made void: strictly between the two.
     voids: Vec<(Sequence, Sequence)>,
 }
@@ -118,13 +119,13 @@ impl Tails {
             used,
             void: Vec::new(),
             floor: known.floor,
-            floors: known.floors,
+            known_floors: known.floors,
             kept: known.floor,
             cut: None,
             ends: [None; STREAM_COUNT],
             tails: [None; STREAM_COUNT],
             next_sequence: Sequence(0),
-            unsynced: Vec::new(),
+            unproven: Vec::new(),
             voids: Vec::new(),
         };
         tails.keep_what_is_whole(io, &walked);
@@ -151,7 +152,7 @@ impl Tails {
 
     /// Returns whether a gap in a stream hides something that was durable: it lies below a floor.
     pub fn is_damage(&self, stream: Stream, after: Sequence, before: Sequence) -> bool {
-        before <= self.floor || after < self.floors[stream.index()]
+        before <= self.floor || after < self.known_floors[stream.index()]
     }
 
     /// Keeps the longest run of records above the floor without a hole.
@@ -183,14 +184,10 @@ impl Tails {
         loop {
             let mounted = mounts.get(&self.kept).filter(|mount| above.contains_key(&mount.head.sequence));
             let next = mounted.or_else(|| above.get(&Sequence(self.kept.0 + 1)));
-            match next {
-                Some(entry) if is_whole(io, entry) => self.kept = entry.head.sequence,
-                _ => break,
-            }
-            self.unsynced.push(Area::Segment(next.expect("matched just above").head.position.segment));
+            let Some(entry) = next.filter(|entry| is_whole(io, entry)) else { break };
+            self.kept = entry.head.sequence;
+            self.unproven.push(entry.head);
         }
-        self.unsynced.sort_unstable();
-        self.unsynced.dedup();
         // A mount that was itself cut makes nothing void.
         let kept = self.kept;
         self.voids.retain(|(_, mount)| *mount <= kept);
@@ -230,7 +227,7 @@ impl Tails {
 
     /// Finds a stream's last record, and whether it can go on behind it.
     fn find_end(&mut self, stream: Stream, walked: &[Walked], damage: &mut Vec<Damage>) {
-        let floor = self.floors[stream.index()];
+        let floor = self.known_floors[stream.index()];
         let newest = self.used[stream.index()].first().map(|used| used.segment);
         let mut is_damaged = false;
         for walked in walked {
@@ -343,15 +340,16 @@ fn is_mount(entry: &Entry) -> bool {
     matches!(entry.head.kind, KIND_MOUNT | KIND_SEAL) && entry.head.body_bytes as usize == MOUNT_BODY_BYTES
 }
 
-fn read_record<D: Disk>(io: &mut Blocking<D>, entry: &Entry) -> Result<AlignedBuf, DiskError> {
-    let Position { segment, offset } = entry.head.position;
-    let buffer = AlignedBuf::zeroed(round_up_to_block(entry.head.record_bytes() as usize));
+/// Reads a whole record by its head.
+pub(crate) fn read_record<D: Disk>(io: &mut Blocking<D>, head: &Head) -> Result<AlignedBuf, DiskError> {
+    let Position { segment, offset } = head.position;
+    let buffer = AlignedBuf::zeroed(round_up_to_block(head.record_bytes() as usize));
     io.read(Area::Segment(segment), u64::from(offset), buffer)
 }
 
 /// Returns the sequence that a mount has kept, where its body verifies.
 fn read_kept<D: Disk>(io: &mut Blocking<D>, entry: &Entry) -> Option<Sequence> {
-    let record = read_record(io, entry).ok()?;
+    let record = read_record(io, &entry.head).ok()?;
     let body = &record[HEAD_BYTES..HEAD_BYTES + MOUNT_BODY_BYTES];
     sum_fits(body, entry.head.body_crc).then(|| Sequence(u64_at(body, 0)))
 }
@@ -359,7 +357,7 @@ fn read_kept<D: Disk>(io: &mut Blocking<D>, entry: &Entry) -> Option<Sequence> {
 /// Returns whether body and payload of a record verify. What can't be read is not whole: nobody
 /// has been told that it is durable.
 fn is_whole<D: Disk>(io: &mut Blocking<D>, entry: &Entry) -> bool {
-    let Ok(record) = read_record(io, entry) else { return false };
+    let Ok(record) = read_record(io, &entry.head) else { return false };
     let head = &entry.head;
     let body = &record[HEAD_BYTES..HEAD_BYTES + head.body_bytes as usize];
     sum_fits(body, head.body_crc) && sum_fits(&record[head.payload_offset() as usize..], head.payload_crc)

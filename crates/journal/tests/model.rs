@@ -13,7 +13,7 @@ fn random_sequences_keep_every_promise() {
     let counts = harness::run_sequences(cases).unwrap_or_else(|failure| panic!("{failure}"));
     println!("{cases} sequences: {counts:?}");
     // Paths that must have been walked, or the run proves little.
-    for path in ["append", "busy", "full", "read", "released", "fenced", "crash in mount", "cut", "recovery"] {
+    for path in ["append", "busy", "full", "read", "released", "fenced", "crash in mount", "kill", "cut", "recovery"] {
         assert!(counts.contains_key(path), "never reached: {path}");
     }
 }

@@ -80,15 +80,20 @@ pub enum Step {
         nth: u8,
     },
     Crash,
-    /// Cuts the power again while recovery writes: its nth write or sync fails first.
+    /// Ends the process and starts it again; the power stays, nothing is flushed.
+    Kill,
+    /// Ends recovery while it writes: its nth write or sync fails first. Then the power is cut once
+    /// more, or only the process starts anew.
     CrashTwice {
         write: bool,
         nth: u8,
+        power: bool,
     },
-    /// A write or sync fails: the journal fences; then a crash.
+    /// A write or sync fails: the journal fences; then a crash, or a new process on the same medium.
     Fail {
         write: bool,
         nth: u8,
+        power: bool,
     },
     /// Stops cleanly and starts again.
     Restart,
@@ -111,8 +116,10 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Checkpoint),
         3 => any::<u8>().prop_map(|nth| Step::Read { nth }),
         6 => Just(Step::Crash),
-        2 => (any::<bool>(), 0u8..8).prop_map(|(write, nth)| Step::CrashTwice { write, nth }),
-        2 => (any::<bool>(), 0u8..3).prop_map(|(write, nth)| Step::Fail { write, nth }),
+        3 => Just(Step::Kill),
+        2 => (any::<bool>(), 0u8..8, any::<bool>())
+            .prop_map(|(write, nth, power)| Step::CrashTwice { write, nth, power }),
+        3 => (any::<bool>(), 0u8..3, any::<bool>()).prop_map(|(write, nth, power)| Step::Fail { write, nth, power }),
         1 => Just(Step::Restart),
     ];
     proptest::collection::vec(step, 1..110)
@@ -210,8 +217,12 @@ impl World {
             Step::Checkpoint => self.set_checkpoint()?,
             Step::Read { nth } => self.read(nth)?,
             Step::Crash => self.crash_and_recover()?,
-            Step::CrashTwice { write, nth } => self.crash_twice(write, nth)?,
-            Step::Fail { write, nth } => self.fail(write, nth)?,
+            Step::Kill => {
+                self.count("kill");
+                self.restart_after(false)?;
+            }
+            Step::CrashTwice { write, nth, power } => self.crash_twice(write, nth, power)?,
+            Step::Fail { write, nth, power } => self.fail(write, nth, power)?,
             Step::Restart => self.restart()?,
         }
         Ok(())
@@ -453,13 +464,33 @@ impl World {
     }
 
     pub fn crash_and_recover(&mut self) -> Checked<()> {
-        self.journal = None;
-        self.reads.clear();
-        self.disk.as_mut().unwrap().crash();
-        self.recover()
+        self.restart_after(true)
     }
 
-    fn crash_twice(&mut self, write: bool, nth: u8) -> Checked<()> {
+    /// Starts again after a power cut, or after the process alone has died.
+    fn restart_after(&mut self, power: bool) -> Checked<()> {
+        self.journal = None;
+        self.reads.clear();
+        let disk = self.disk.as_mut().unwrap();
+        if power {
+            disk.crash();
+            return self.recover();
+        }
+        disk.kill();
+        // Until the mount is done, a power cut may still take what this recovery has seen.
+        let mut earlier = self.fork(SimDisk::new(0, 0));
+        let states_left = std::mem::take(&mut self.states_left);
+        self.recover()?;
+        if states_left > 0 {
+            (earlier.states_left, earlier.disk) = (states_left, self.disk.take());
+            earlier.take_apart()?;
+            (self.states_left, self.disk) = (earlier.states_left, earlier.disk);
+            *self.counts.entry("state").or_default() += states_left - self.states_left;
+        }
+        Ok(())
+    }
+
+    fn crash_twice(&mut self, write: bool, nth: u8, power: bool) -> Checked<()> {
         self.journal = None;
         self.reads.clear();
         let disk = self.disk.as_mut().unwrap();
@@ -474,12 +505,11 @@ impl World {
             self.count("crash in mount");
         }
         self.mount = self.mount.max(inspect_mount(&mut disk.clone())?);
-        disk.crash();
         self.disk = Some(disk);
-        self.recover()
+        self.restart_after(power)
     }
 
-    fn fail(&mut self, write: bool, nth: u8) -> Checked<()> {
+    fn fail(&mut self, write: bool, nth: u8, power: bool) -> Checked<()> {
         let disk = self.disk.as_mut().unwrap();
         disk.fail_at(if write { SimOp::Write } else { SimOp::Sync }, u64::from(nth));
         for _ in 0..4 {
@@ -496,7 +526,7 @@ impl World {
             self.settle()?;
             ensure!(self.journal.as_ref().unwrap().durable() == durable, "a fenced journal acknowledged");
         }
-        self.crash_and_recover()
+        self.restart_after(power)
     }
 
     fn restart(&mut self) -> Checked<()> {
