@@ -11,6 +11,15 @@
 //! thread per disk that storage and the Raft log share. DESIGN.md has the crash argument; the
 //! byte tables stand in [`record`], [`segment`] and [`superblock`].
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
+// The suites of tests/ plant bugs in the crate's own test build: they know it by its name.
+#[cfg(test)]
+extern crate self as plinth_journal;
+#[cfg(test)]
+#[path = "../tests/harness/mod.rs"]
+mod harness;
+
 mod batch;
 mod blocking;
 pub mod disk;
@@ -20,7 +29,7 @@ mod fields;
 mod folder;
 mod journal;
 mod mount;
-pub mod planted;
+mod planted;
 pub mod record;
 mod recovery;
 pub mod segment;

@@ -4,6 +4,7 @@ use crate::blocking::Blocking;
 use crate::disk::{Area, Disk, SegmentIndex};
 use crate::error::JournalError;
 use crate::journal::{Beginning, Journal, JournalOptions, SegmentState};
+use crate::planted::{Bug, planted};
 use crate::record::{Generation, Position, Sequence, Stream, verify_record};
 use crate::recovery::{Recovery, write_superblock};
 use crate::segment::{HeadBlock, SegmentHead, records_end};
@@ -69,7 +70,8 @@ impl<D: Disk> Recovery<D> {
     /// and segment heads of just these floors. Heads of a segment that differ are made equal as well.
     fn renew_last_batch(&mut self) -> Result<(), JournalError> {
         let mut areas = Vec::new();
-        for head in std::mem::take(&mut self.tails.unproven) {
+        let unproven = std::mem::take(&mut self.tails.unproven);
+        for head in unproven.into_iter().filter(|_| !planted(Bug::TrustUnsyncedTail)) {
             let Position { segment, offset } = head.position;
             let area = Area::Segment(segment);
             let record = read_record(&mut self.io, &head).map_err(|source| JournalError::Disk { area, source })?;
@@ -82,7 +84,9 @@ impl<D: Disk> Recovery<D> {
         let mut writes = Vec::new();
         for (segment, found) in &self.found {
             let HeadBlock::Head(head) = found.block else { continue };
-            let is_unproven = head.floors == self.tails.known_floors && !self.tails.void.contains(segment);
+            let is_unproven = head.floors == self.tails.known_floors
+                && !self.tails.void.contains(segment)
+                && !planted(Bug::TrustUnsyncedHeads);
             if found.is_split || is_unproven {
                 let area = Area::Segment(*segment);
                 let block = head_block(&head);
@@ -101,6 +105,9 @@ impl<D: Disk> Recovery<D> {
     fn renew_superblock(&mut self) -> Result<(), JournalError> {
         let found = |copy: &usize| self.copies[*copy].as_ref() == Some(&self.superblock);
         let block = |copy: usize| (Area::Super, COPY_OFFSETS[copy], self.superblock.encode(copy as u8).freeze());
+        if planted(Bug::TrustUnsyncedSuperblock) {
+            return Ok(());
+        }
         let writes = (0..COPY_OFFSETS.len()).filter(found).map(block).collect();
         self.io.write_all(writes)?;
         self.io.sync_all(&[Area::Super])

@@ -217,6 +217,9 @@ impl UringDisk {
         }
         match creation.step {
             CreationStep::Allocate => creation.step = CreationStep::Zero,
+            CreationStep::Zero if result == 0 => {
+                return Err(self.give_up(&creation, &io::ErrorKind::WriteZero.into()));
+            }
             CreationStep::Zero => {
                 creation.written += result as u64;
                 if creation.written == creation.bytes {

@@ -7,6 +7,7 @@ use plinth_journal::*;
 use plinth_protocol::buffer::AlignedBuf;
 use plinth_protocol::ids::{ClusterId, DiskId, Incarnation};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -642,6 +643,29 @@ fn inspect_mount(disk: &mut SimDisk) -> Checked<u32> {
     let superblock = inspect(disk).map_err(|error| error.to_string())?;
     // The update may still vanish with the crash: only what is there afterwards counts.
     Ok(superblock.mount.saturating_sub(1))
+}
+
+/// States that are taken from one run at most, so that many runs share the number.
+const STATES_PER_RUN_MAX: u64 = 700;
+
+/// Tries `total` crash states; returns of how many runs they are, or what failed.
+pub fn enumerate_states(total: u64) -> Checked<u64> {
+    use proptest::test_runner::{Config, TestRng, TestRunner};
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(Default::default()));
+    let (mut states, mut runs) = (0, 0u64);
+    while states < total {
+        let steps = steps().new_tree(&mut runner).unwrap().current();
+        let mut disk = formatted(runs);
+        disk.start_trace();
+        let mut world = World::new(disk, runs)?;
+        world.states_left = STATES_PER_RUN_MAX.min(total - states);
+        world.take_apart().map_err(|why| format!("run {runs}, first mount: {why}"))?;
+        world.run(&steps).map_err(|why| format!("run {runs}: {why}; steps {steps:?}"))?;
+        states += world.counts.get("state").copied().unwrap_or(0);
+        runs += 1;
+        ensure!(runs < total, "runs without crash states");
+    }
+    Ok(runs)
 }
 
 /// Runs `cases` random sequences; the error is a shrunk failing one.
