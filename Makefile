@@ -99,5 +99,5 @@ $(VENV)/ready: tests/requirements.txt
 	@tests/debian-packages $(TEST_PACKAGES)
 	@echo "Installing the pinned S3 clients into $(VENV)"
 	@python3 -m venv --clear $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement tests/requirements.txt
 	@touch $@
