@@ -23,6 +23,9 @@ const READ_LATENCY_FIRST: Duration = Duration::from_millis(50);
 /// First guess of the time within which most writes are durable.
 const WRITE_LATENCY_FIRST: Duration = Duration::from_millis(200);
 
+/// How often idle buffers are looked at.
+const POOL_TRIM_EVERY: Duration = Duration::from_secs(2);
+
 /// Puts and gets objects across the cluster's meta and storage nodes. Clones are cheap and share
 /// everything: connections, map, budgets, counters.
 #[derive(Clone)]
@@ -159,13 +162,17 @@ fn empty_map() -> ClusterMap {
 
 /// Asks for a newer map from time to time, until the last clone of the client is gone.
 async fn keep_map_fresh(inner: Weak<Inner>) {
+    let mut trimmed = Instant::now();
     loop {
         let Some(pause) = inner.upgrade().map(|inner| inner.chance.jitter(inner.config.map_refresh_every)) else {
             return;
         };
         tokio::time::sleep(pause).await;
         let Some(inner) = inner.upgrade() else { return };
-        inner.pool.trim();
+        if trimmed.elapsed() >= POOL_TRIM_EVERY {
+            trimmed = Instant::now();
+            inner.pool.trim();
+        }
         if let Err(failure) = (Client { inner }).refresh_map().await {
             tracing::debug!(%failure, "map not refreshed");
         }

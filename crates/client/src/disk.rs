@@ -123,6 +123,7 @@ impl Client {
         payload: Option<Bytes>,
         timeout: Duration,
     ) -> Result<(StorageReply, Reply), Failure> {
+        let is_put = matches!(action, StorageAction::Put(_));
         let header = StorageRequest { disk: site.disk, incarnation: site.incarnation, class, action }.to_bytes();
         let payload: Vec<Bytes> = payload.into_iter().collect();
         let mut waited = Duration::ZERO;
@@ -145,16 +146,18 @@ impl Client {
                 tokio::time::sleep(pause).await;
                 continue;
             }
-            self.note_failure(site, &failure);
+            self.note_failure(site, is_put, &failure);
             return Err(failure);
         }
     }
 
     /// Notes at a disk's health what a failure says about it.
-    fn note_failure(&self, site: &Site, failure: &Failure) {
+    fn note_failure(&self, site: &Site, is_put: bool, failure: &Failure) {
         let now_ms = self.inner.uptime.ms();
         match failure.kind {
             FailureKind::Full => site.health.is_full(now_ms),
+            // The fragment is there, or was deleted. It may also be that we know the disk under a stale incarnation.
+            FailureKind::Conflict if is_put => self.refresh_map_soon(),
             // The disk answered; the trouble is with one fragment or with the request.
             FailureKind::NotFound | FailureKind::Corrupt | FailureKind::Invalid => {}
             // Overloaded or gone, fenced, or known to us under a stale incarnation.

@@ -158,7 +158,14 @@ impl Client {
         let frames = self.rebuild_fragment(&row.stripe, index).await?;
         let stripe = StripeRef { missing: None, ..row.stripe.clone() };
         let header = FragmentHeader { fragment, stripe, owner: Some(row.owner.clone()), made: self.now().0 };
-        self.put_fragment(site, IoClass::Repair, header, frames).await
+        match self.put_fragment(site, IoClass::Repair, header, frames).await {
+            // Somebody else filled it in meanwhile, or deleted the object.
+            Err(failure) if failure.kind == FailureKind::Conflict => match self.has_fragment(site, fragment).await? {
+                true => Ok(()),
+                false => Err(failure),
+            },
+            outcome => outcome,
+        }
     }
 
     /// Rebuilds a whole fragment from others, with trailers.

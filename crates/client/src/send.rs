@@ -32,8 +32,17 @@ fn quorum(data: usize, parity: usize) -> usize {
     if parity >= 2 { data + parity - 1 } else { data + parity }
 }
 
+/// Says of a stripe what its last disk said, in words that hold for the object.
+fn about_the_cluster(failure: Failure) -> Failure {
+    match failure.kind {
+        FailureKind::Full | FailureKind::Busy | FailureKind::Unavailable => failure,
+        _ => Failure { kind: FailureKind::Unavailable, ..failure },
+    }
+}
+
 impl Client {
-    /// Makes a stripe durable; returns how a row refers to it.
+    /// Makes a stripe durable; returns how a row refers to it. Fails with `Full`, `Busy` or
+    /// `Unavailable`: what else a disk may answer says nothing about the object.
     pub(crate) async fn send_stripe(&self, mut sealed: SealedStripe, owner: Owner) -> Result<StripeRef, Failure> {
         let mut shunned: Vec<DiskId> = Vec::new();
         let mut tries = 0;
@@ -45,7 +54,7 @@ impl Client {
                     self.inner.counters.bytes_written.add(sealed.payload_bytes);
                     return Ok(reference);
                 }
-                Err(failure) if tries == STRIPE_TRIES_MAX => return Err(failure),
+                Err(failure) if tries == STRIPE_TRIES_MAX => return Err(about_the_cluster(failure)),
                 Err(failure) => {
                     tracing::info!(stripe = %sealed.stripe, %failure, "stripe not durable: sent again elsewhere");
                     self.inner.counters.stripes_resent.add(1);

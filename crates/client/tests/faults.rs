@@ -376,3 +376,42 @@ async fn when_every_disk_is_slow_nothing_is_sent_twice() {
     puts(&client, 1).await;
     assert_eq!(client.counters().stripes_resent, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn damage_and_loss_together_are_read_around_up_to_the_parity() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    let body = put(&client, "key", &noise(0, SIZE)).await.unwrap();
+    let stripe = &stripes(&body)[0];
+    let holder = |index| &cluster.disks[&cluster.holder(stripe.fragment(index)).unwrap()];
+    holder(0).rotten.store(true, Relaxed);
+    holder(1).lose(stripe.fragment(1));
+    assert!(get(&client, "key").await.unwrap() == noise(0, SIZE));
+    let counters = client.counters();
+    assert!(counters.fragments_corrupt > 0 && counters.fragments_absent > 0, "{counters:?}");
+    holder(2).lose(stripe.fragment(2));
+    let kind = get(&client, "key").await.unwrap_err().kind;
+    assert!(matches!(kind, FailureKind::Corrupt | FailureKind::NotFound), "{kind:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_that_meets_a_deleted_fragment_is_no_strike() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    puts(&client, 5).await;
+    cluster.disk(12).set_mood(Mood::Conflict);
+    let body = put(&client, "other", &noise(9, SIZE)).await.unwrap();
+    assert_eq!(stripes(&body)[0].missing.unwrap().count_ones(), 1);
+    let degraded = client.counters().fragment_reads_degraded;
+    gets(&client, 5).await;
+    assert_eq!(client.counters().fragment_reads_degraded, degraded, "the disk is read from as before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_disks_say_of_fragments_is_not_said_of_the_object() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(12).set_mood(Mood::Conflict);
+    cluster.disk(13).set_mood(Mood::Conflict);
+    assert_eq!(put(&client, "key", &noise(1, SIZE)).await.unwrap_err().kind, FailureKind::Unavailable);
+}

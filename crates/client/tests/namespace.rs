@@ -90,7 +90,9 @@ async fn newer_maps_are_taken_and_older_ones_not() {
     map.epoch = Epoch(5);
     map.name = "newer".into();
     cluster.meta.state.lock().unwrap().map = Some(map.clone());
+    let changed = Instant::now();
     eventually("the newer map arrives", || client.map().name == "newer").await;
+    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
     map.epoch = Epoch(4);
     map.name = "older".into();
     cluster.meta.state.lock().unwrap().map = Some(map);

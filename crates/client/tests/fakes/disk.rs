@@ -23,6 +23,8 @@ pub enum Mood {
     /// Acknowledges nothing more.
     Fenced,
     Full,
+    /// Every put meets a fragment that was deleted, or a disk of another incarnation.
+    Conflict,
     /// This many requests are told to come back.
     Busy(usize),
 }
@@ -82,7 +84,7 @@ impl FakeDisk {
         assert_eq!(head.disk, self.id);
         let mood = *self.mood.lock().unwrap();
         match mood {
-            Mood::Well | Mood::Full => {}
+            Mood::Well | Mood::Full | Mood::Conflict => {}
             Mood::Slow(delay) => tokio::time::sleep(delay).await,
             Mood::Fenced => return Err(Failure::new(FailureKind::Unavailable, "fenced")),
             Mood::Busy(0) => self.set_mood(Mood::Well),
@@ -93,6 +95,7 @@ impl FakeDisk {
         }
         match head.action {
             StorageAction::Put(_) if mood == Mood::Full => Err(Failure::new(FailureKind::Full, "no room")),
+            StorageAction::Put(_) if mood == Mood::Conflict => Err(Failure::new(FailureKind::Conflict, "deleted")),
             StorageAction::Put(header) => self.put(header, request.payload),
             StorageAction::Read(read) => {
                 self.reads.fetch_add(1, Ordering::Relaxed);
