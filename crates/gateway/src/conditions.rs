@@ -64,11 +64,12 @@ pub fn judge_read(head: &Head, prefix: &str, row: &ObjectRow) -> S3Result<Verdic
     Ok(Verdict::Proceed)
 }
 
-/// Decides whether `If-Range` lets a range through (R3): a strong ETag or a date that match.
+/// Decides whether `If-Range` lets a range through (R3): a strong ETag or a date that match exactly
+/// (RFC 9110, section 13.1.5).
 pub fn range_still_holds(if_range: Option<&str>, row: &ObjectRow) -> bool {
     let Some(text) = if_range else { return true };
     match Seconds::parse_http(text) {
-        Some(date) => Seconds::from_millis(row.modified.millis()) <= date,
+        Some(date) => Seconds::from_millis(row.modified.millis()) == date,
         None => !text.starts_with("W/") && text.trim_matches('"') == row.etag.to_string(),
     }
 }

@@ -140,7 +140,8 @@ impl<S: Store> Gateway<S> {
                 match self.answer(&head, &mut incoming, &mut journey).await {
                     Ok(response) => (response, was_awaited),
                     Err(error) => {
-                        let closes = !drain(&head, incoming.take()).await || error.closes() || was_awaited;
+                        let is_drained = drain(&head, incoming.take()).await && !origin.watch.is_in_body();
+                        let closes = !is_drained || error.closes() || was_awaited;
                         (self.error_response(Some(&head), error, &journey), closes)
                     }
                 }

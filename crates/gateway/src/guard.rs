@@ -34,6 +34,8 @@ const READ_BYTES: usize = 8 << 10;
 #[derive(Default)]
 pub struct Watch {
     busy: AtomicBool,
+    /// Whether bytes of the current request's body are still to come.
+    in_body: AtomicBool,
     refusal: AtomicU8,
 }
 
@@ -50,6 +52,12 @@ impl Watch {
     /// Says that a request is being answered: idle time does not run.
     pub fn set_busy(&self, busy: bool) {
         self.busy.store(busy, Ordering::Relaxed);
+    }
+
+    /// Returns whether bytes of the current request's body are still to come: then its connection cannot
+    /// go on behind an answer that nobody read the body for.
+    pub fn is_in_body(&self) -> bool {
+        self.in_body.load(Ordering::Relaxed)
     }
 
     /// Returns why the request that has just arrived is refused; it is the connection's last.
@@ -143,6 +151,7 @@ impl<T> Guarded<T> {
             }
             Judgement::Whole { bytes, body } => {
                 self.shown = bytes;
+                self.watch.in_body.store(!matches!(body, BodyKind::None), Ordering::Relaxed);
                 self.mode = match body {
                     BodyKind::None => Mode::Head,
                     BodyKind::Length(length) => Mode::Body(length),
@@ -232,12 +241,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
                     let count = usize::try_from(*left).unwrap_or(usize::MAX).min(this.held.len());
                     *left -= count as u64;
                     this.shown = count;
+                    this.watch.in_body.store(*left > 0, Ordering::Relaxed);
                 }
                 Mode::Body(left) => {
                     // Straight into the parser's buffer, and not a byte of the next head.
                     let before = buf.filled().len();
                     ready!(Pin::new(&mut (&mut this.stream).take(*left)).poll_read(cx, buf))?;
                     *left -= (buf.filled().len() - before) as u64;
+                    this.watch.in_body.store(*left > 0, Ordering::Relaxed);
                     return Poll::Ready(Ok(()));
                 }
                 Mode::Chunks(scanner) => {
@@ -252,6 +263,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
                     }
                     this.shown = scanner.scan(&this.held);
                     if scanner.is_done() {
+                        this.watch.in_body.store(false, Ordering::Relaxed);
                         this.mode = Mode::Head;
                     }
                 }

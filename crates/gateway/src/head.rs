@@ -158,10 +158,11 @@ fn without_port(host: &str) -> &str {
 
 fn virtual_bucket(host: &str, base_domains: &[String]) -> Option<String> {
     let host = without_port(host).to_ascii_lowercase();
-    base_domains.iter().find_map(|domain| {
-        let prefix = host.strip_suffix(domain.as_str())?.strip_suffix('.')?;
-        (!prefix.is_empty()).then(|| prefix.to_owned())
-    })
+    // Of base domains that lie in one another the longest counts: `s3.example.com` is no bucket of `example.com`.
+    let fits = base_domains.iter().filter_map(|domain| host.strip_suffix(domain.as_str()));
+    let prefix = fits.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')).min_by_key(|prefix| prefix.len())?;
+    let bucket = prefix.strip_suffix('.')?;
+    (!bucket.is_empty()).then(|| bucket.to_owned())
 }
 
 /// Percent-decodes once. In a query `+` is a space; in a path it stays.
@@ -286,6 +287,17 @@ mod tests {
         assert_eq!(target("127.0.0.1:9000", "/"), (None, None));
         assert_eq!(target("b.s3.example.com", "/"), (Some("b".into()), None));
         assert_eq!(target("evils3.example.com", "/b/k"), both("b", "k"));
+    }
+
+    #[test]
+    fn a1_of_nested_base_domains_the_longest_counts() {
+        let domains = ["example.com".to_owned(), "s3.example.com".to_owned()];
+        let bucket = |host: &str| virtual_bucket(host, &domains);
+        assert_eq!(bucket("b.s3.example.com").as_deref(), Some("b"));
+        assert_eq!(bucket("b.example.com").as_deref(), Some("b"));
+        assert_eq!(bucket("s3.example.com:9000"), None);
+        assert_eq!(bucket("example.com"), None);
+        assert_eq!(bucket("xs3.example.com").as_deref(), Some("xs3"));
     }
 
     #[test]

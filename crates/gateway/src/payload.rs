@@ -24,7 +24,7 @@ use crate::signature::{PayloadProof, Verified};
 pub const OBJECT_BODY_BYTES_MAX: u64 = 5 << 30;
 /// How long a body may be silent.
 pub const BODY_SILENT_MAX: Duration = Duration::from_secs(60);
-/// From here on a body must have come at the least rate on average.
+/// Once we have waited so long in all, a body must have come at the least rate on average.
 const BODY_SLOW_AFTER: Duration = Duration::from_secs(30);
 /// Least average rate of a body, bytes a second.
 const BODY_RATE_MIN: u64 = 1 << 10;
@@ -35,7 +35,8 @@ pub struct Payload {
     framing: Framing,
     length: u64,
     received: u64,
-    started: Instant,
+    /// How long we waited for the sender; time that the cluster took does not count.
+    waited: Duration,
     reservation: Reservation,
     trailers: Vec<(String, String)>,
 }
@@ -52,6 +53,9 @@ enum Framing {
 /// `MissingContentLength` without any, `InvalidArgument` for one that is no number.
 pub fn content_length(head: &Head, proof: PayloadProof) -> S3Result<u64> {
     if let PayloadProof::Chunked { .. } = proof {
+        if head.content_length().is_none() && !head.is_transfer_chunked() {
+            return Err(Code::MissingContentLength.into());
+        }
         let text = head.header("x-amz-decoded-content-length")?.ok_or(Code::MissingContentLength)?;
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         return text
@@ -60,7 +64,13 @@ pub fn content_length(head: &Head, proof: PayloadProof) -> S3Result<u64> {
             .filter(|_| digits)
             .ok_or_else(|| S3Error::argument("x-amz-decoded-content-length", &text, "The length is not a number."));
     }
-    head.content_length().ok_or_else(|| Code::MissingContentLength.into())
+    let length = head.content_length().ok_or(Code::MissingContentLength)?;
+    // Framing that the payload hash does not announce would become part of the object (K5).
+    if head.header("x-amz-decoded-content-length")?.is_some_and(|text| text.parse() != Ok(length)) {
+        return Code::InvalidRequest
+            .fail("x-amz-decoded-content-length without a STREAMING value of x-amz-content-sha256.");
+    }
+    Ok(length)
 }
 
 impl Payload {
@@ -97,8 +107,8 @@ impl Payload {
                 Framing::Chunked(Box::new(Decoder::new(verified.chunks.take(), trailer, declared, length)))
             }
         };
-        let started = Instant::now();
-        Ok(Payload { incoming, framing, length, received: 0, started, reservation, trailers: Vec::new() })
+        let (received, waited, trailers) = (0, Duration::ZERO, Vec::new());
+        Ok(Payload { incoming, framing, length, received, waited, reservation, trailers })
     }
 
     /// Returns the declared length of the content.
@@ -161,8 +171,11 @@ impl Payload {
 
     async fn frame(&mut self) -> S3Result<Option<Bytes>> {
         loop {
+            let started = Instant::now();
             let next = std::future::poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx));
-            let frame = match tokio::time::timeout(BODY_SILENT_MAX, next).await {
+            let next = tokio::time::timeout(BODY_SILENT_MAX, next).await;
+            self.waited += started.elapsed();
+            let frame = match next {
                 Err(_) => return Err(S3Error::from(Code::RequestTimeout).closing()),
                 Ok(None) => return Ok(None),
                 // The sender went away, or its framing was broken: the rest can never come.
@@ -171,8 +184,7 @@ impl Payload {
             };
             let Ok(bytes) = frame.into_data() else { continue };
             self.received += bytes.len() as u64;
-            let age = self.started.elapsed();
-            if age > BODY_SLOW_AFTER && self.received < BODY_RATE_MIN * age.as_secs() {
+            if self.waited > BODY_SLOW_AFTER && self.received < BODY_RATE_MIN * self.waited.as_secs() {
                 return Err(S3Error::from(Code::RequestTimeout).closing());
             }
             if !bytes.is_empty() {

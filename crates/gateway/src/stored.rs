@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use plinth_protocol::object::StoredHeaders;
 
 use crate::error::{Code, S3Error, S3Result};
-use crate::head::{Head, text_of};
+use crate::head::Head;
 
 /// User metadata, names and values together.
 const METADATA_BYTES_MAX: usize = 2 << 10;
@@ -29,7 +29,7 @@ const STANDARD: [HeaderName; 6] = [
 /// Reads the headers to store from a request.
 ///
 /// # Errors
-/// `MetadataTooLarge` above 2 KiB of user metadata.
+/// `MetadataTooLarge` above 2 KiB of user metadata; `InvalidArgument` for metadata that no header can carry.
 pub fn read(head: &Head) -> S3Result<StoredHeaders> {
     let mut standard = Vec::new();
     for name in &STANDARD {
@@ -46,8 +46,7 @@ pub fn read(head: &Head) -> S3Result<StoredHeaders> {
     let mut bytes = 0;
     for name in head.headers.keys() {
         let Some(short) = name.as_str().strip_prefix(PREFIX) else { continue };
-        let values = head.headers.get_all(name).iter().map(|value| text_of(value.as_bytes()));
-        let value = values.collect::<Vec<_>>().join(",");
+        let value = head.header(name.as_str())?.unwrap_or_default().into_owned();
         bytes += short.len() + value.len();
         user.push((short.to_owned(), value));
     }
@@ -55,8 +54,13 @@ pub fn read(head: &Head) -> S3Result<StoredHeaders> {
     for (name, value) in head.query.pairs() {
         let folded = name.to_ascii_lowercase();
         let Some(short) = folded.strip_prefix(PREFIX) else { continue };
-        if user.iter().any(|(known, _)| known == short) {
-            continue;
+        let is_header = HeaderName::try_from(folded.as_str()).is_ok() && HeaderValue::try_from(value).is_ok();
+        match user.iter().find(|(known, _)| known == short) {
+            Some((_, known)) if known == value => continue,
+            Some(_) => return Err(S3Error::argument(&folded, value, "The metadata stands twice, with two values.")),
+            // It could never be given back.
+            None if !is_header => return Err(S3Error::argument(&folded, value, "The metadata is no valid header.")),
+            None => {}
         }
         bytes += short.len() + value.len();
         user.push((short.to_owned(), value.to_owned()));

@@ -18,6 +18,8 @@ use crate::xml::{UrlEncoded, Writer, XmlLimits, parse};
 
 /// Most buckets in one page of ListBuckets.
 const BUCKETS_MAX: u64 = 10_000;
+/// Longest name of a region.
+const LOCATION_CHARACTERS_MAX: usize = 64;
 /// Rows asked of the system group at a time.
 const BUCKETS_AT_ONCE: u32 = 1_000;
 
@@ -55,6 +57,13 @@ fn location_constraint(body: &[u8]) -> S3Result<Option<String>> {
     let root = parse(body, XmlLimits::SMALL)?;
     check_document(&root, &CREATE_BUCKET)?;
     let location = root.child_text("LocationConstraint")?.map(str::trim).filter(|text| !text.is_empty());
+    let is_region = |text: &str| {
+        text.len() <= LOCATION_CHARACTERS_MAX && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    if let Some(text) = location.filter(|text| !is_region(text)) {
+        let shown: String = text.chars().take(LOCATION_CHARACTERS_MAX).collect();
+        return Err(S3Error::argument("LocationConstraint", &shown, "The location is no name of a region."));
+    }
     Ok(location.map(str::to_owned))
 }
 

@@ -4,7 +4,8 @@
 use http::Response;
 use plinth_protocol::meta::{Command, ObjectQuery, ObjectView, Outcome, PutObject, PutPart, Query, Reply};
 use plinth_protocol::object::{
-    Body as Place, BucketRow, Checksum, ChecksumAlgorithm, Etag, ObjectBody, ObjectRow, PartRow, StoredHeaders,
+    Body as Place, BucketRow, Checksum, ChecksumAlgorithm, Etag, KEY_BYTES_MAX, ObjectBody, ObjectRow, PartRow,
+    StoredHeaders,
 };
 use plinth_protocol::stripe::Owner;
 use plinth_protocol::{BucketId, HybridTime, RequestId};
@@ -14,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::multipart::{open_upload, part_algorithm, part_number, upload_id};
-use super::{decided, unexpected};
+use super::{decided, put_replayed, unexpected};
 use crate::checksum::{self, BodyDigest, BodySums};
 use crate::conditions::{self, Verdict};
 use crate::dates::Seconds;
@@ -76,6 +77,9 @@ async fn source<S: Store>(call: &mut Call<'_, S>) -> S3Result<Source> {
     let text = call.head.header("x-amz-copy-source")?.ok_or(Code::InvalidArgument)?.into_owned();
     let target = parse_source(&text)?;
     let (Some(name), Some(key)) = (target.bucket, target.key) else { return Err(Code::InvalidArgument.into()) };
+    if key.len() > KEY_BYTES_MAX {
+        return Err(Code::KeyTooLongError.into());
+    }
     let account = call.verified.credential.account.clone();
     let bucket = authorised_bucket(&call.inner.store, &name, &account, false).await?;
     let bucket = bucket.ok_or_else(|| S3Error::from(Code::NoSuchBucket).element("BucketName", name))?;
@@ -132,19 +136,32 @@ async fn transfer<S: Store>(
     Ok((digest, place))
 }
 
-type Work = Pin<Box<dyn Future<Output = S3Result<Writer>> + Send>>;
+/// What a long work leads to.
+pub(super) struct Done {
+    /// The answer's document.
+    pub xml: Writer,
+    /// Whether it is the first answer given again.
+    pub replayed: bool,
+}
+
+type Work = Pin<Box<dyn Future<Output = S3Result<Done>> + Send>>;
 
 /// Waits for a long work; where it outlasts the first answer, 200 goes out and white space keeps the
 /// connection alive until the result or the error is there (M4).
 pub(super) async fn answer_when_done<S: Store>(call: &mut Call<'_, S>, mut work: Work) -> S3Result<Response<Body>> {
     if let Ok(done) = tokio::time::timeout(KEEP_ALIVE_EVERY, &mut work).await {
-        return done.map(reply::xml);
+        return done.map(|done| {
+            let mut response = reply::xml(done.xml);
+            put_replayed(&mut response, done.replayed);
+            response
+        });
     }
     let (resource, request_id) = (call.head.raw_path.clone(), call.journey.request_id().to_owned());
     let metrics = call.inner.metrics.clone();
     Ok(reply::xml_waiting(Box::pin(async move {
         let document = match work.await {
-            Ok(xml) => xml.into_vec(),
+            // The headers have gone out: that it is a repetition can't be told any more.
+            Ok(done) => done.xml.into_vec(),
             Err(error) => {
                 metrics.failed(error.code().name());
                 let mut xml = Writer::bare();
@@ -208,7 +225,7 @@ struct Copy {
 }
 
 impl Copy {
-    async fn run<S: Store>(self, store: &S, source: Source, token: Option<TokenScope>) -> S3Result<Writer> {
+    async fn run<S: Store>(self, store: &S, source: Source, token: Option<TokenScope>) -> S3Result<Done> {
         let owner =
             Owner { bucket: self.bucket, key: self.key.clone(), upload: None, part: None, ordinal: 0, offset: 0 };
         let size_bytes = source.view.row.size_bytes;
@@ -235,10 +252,10 @@ impl Copy {
         };
         let deadline = tokio::time::Instant::now() + COMMIT_WAIT_MAX;
         let outcome = store.mutate(self.bucket, &self.key, Command::PutObject(put), token, deadline).await?;
-        let (Outcome::Object(row), _) = decided(outcome)? else { return Err(unexpected("Object")) };
+        let (Outcome::Object(row), replayed) = decided(outcome)? else { return Err(unexpected("Object")) };
         let mut xml = Writer::document(400);
         write_result(&mut xml, "CopyObjectResult", &row.etag, row.modified, row.checksum.as_ref());
-        Ok(xml)
+        Ok(Done { xml, replayed })
     }
 }
 
@@ -258,6 +275,7 @@ pub(super) async fn upload_part_copy<S: Store>(call: &mut Call<'_, S>) -> S3Resu
     let bucket = call.bucket()?.bucket;
     let key = call.head.key().to_owned();
     let (upload, number) = (upload_id(call.head)?, part_number(call.head)?);
+    let token = TokenScope::read(call.head, call.verified, call.operation, None)?;
     let open = open_upload(call, upload).await?;
     let algorithm = part_algorithm(&open);
     let source = source(call).await?;
@@ -282,14 +300,20 @@ pub(super) async fn upload_part_copy<S: Store>(call: &mut Call<'_, S>) -> S3Resu
             body: place,
             request: RequestId(0),
         };
+        let token = token.map(|token| {
+            token.complete(|hash| {
+                hash.field(&upload.0.to_le_bytes()).field(&number.to_le_bytes()).field(&part.md5);
+                hash.field(&source.bucket.bucket.0.to_le_bytes()).field(source.key.as_bytes());
+            })
+        });
         let put = PutPart { bucket, key: key.clone(), upload, number, part };
         let deadline = tokio::time::Instant::now() + COMMIT_WAIT_MAX;
-        let outcome = store.mutate(bucket, &key, Command::PutPart(put), None, deadline).await?;
-        let (Outcome::Part(row), _) = decided(outcome)? else { return Err(unexpected("Part")) };
+        let outcome = store.mutate(bucket, &key, Command::PutPart(put), token, deadline).await?;
+        let (Outcome::Part(row), replayed) = decided(outcome)? else { return Err(unexpected("Part")) };
         let mut xml = Writer::document(400);
         let etag = Etag { md5: row.md5, parts: None };
         write_result(&mut xml, "CopyPartResult", &etag, row.modified, row.checksum.as_ref());
-        Ok(xml)
+        Ok(Done { xml, replayed })
     };
     answer_when_done(call, Box::pin(work)).await
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use plinth_protocol::meta::ObjectView;
 use plinth_protocol::object::{Body as Place, Checksum, ChecksumKind, ObjectRow, PartSpan};
+use plinth_protocol::{Failure, FailureKind};
 use std::future::poll_fn;
 use std::ops::Range;
 
@@ -48,27 +49,47 @@ struct PartSlice {
 /// GetObject and HeadObject.
 pub(super) async fn get_object<S: Store>(call: &mut Call<'_, S>) -> S3Result<Response<Body>> {
     let part = call.head.query.number("partNumber", 1, 10_000)?;
-    let range_header = call.head.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    let mut ranges = call.head.headers.get_all(header::RANGE).iter();
+    // Several ranges, in one header or in several, count as none (R1).
+    let range_header = match (ranges.next(), ranges.next()) {
+        (Some(range), None) => range.to_str().ok(),
+        _ => None,
+    };
     if part.is_some() && range_header.is_some() {
         return Code::InvalidRequest.fail("Cannot specify both Range header and partNumber query parameter");
     }
-    let view = object_view(call, true).await?;
-    judge(call.head, &view.row)?;
-    let slice = match part {
-        Some(number) => part_slice(&view, number)?,
-        None => range_slice(call.head, range_header, &view.row)?,
-    };
-    let mut headers = HeaderMap::with_capacity(20);
-    write_headers(call.head, &view, &slice, &mut headers)?;
-    let status = if slice.is_partial { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
-    let body = match call.operation {
-        Operation::HeadObject => Body::empty(),
-        _ => open(call, view, slice.bytes).await?,
-    };
-    let mut response = reply::empty(status);
-    *response.headers_mut() = headers;
-    *response.body_mut() = body;
-    Ok(response)
+    let mut failed: Option<(ObjectRow, Failure)> = None;
+    loop {
+        let view = object_view(call, true).await?;
+        if let Some((_, failure)) = failed.take_if(|(row, _)| *row == view.row) {
+            return Err(read_failure(failure));
+        }
+        judge(call.head, &view.row)?;
+        let slice = match part {
+            Some(number) => part_slice(&view, number)?,
+            None => range_slice(call.head, range_header, &view.row)?,
+        };
+        let mut response = reply::empty(if slice.is_partial { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK });
+        write_headers(call.head, &view, &slice, response.headers_mut())?;
+        if call.operation == Operation::HeadObject {
+            return Ok(response);
+        }
+        let row = view.row.clone();
+        match open(call, view, slice.bytes).await {
+            Ok(body) => {
+                *response.body_mut() = body;
+                return Ok(response);
+            }
+            // Replaced between its row and its bytes: what stands there now is read instead.
+            Err(failure) if failed.is_none() && is_gone(&failure) => failed = Some((row, failure)),
+            Err(failure) => return Err(read_failure(failure)),
+        }
+    }
+}
+
+/// Returns whether a read failed as it does when the object was replaced or deleted meanwhile.
+fn is_gone(failure: &Failure) -> bool {
+    matches!(failure.kind, FailureKind::Conflict | FailureKind::NotFound)
 }
 
 fn judge(head: &Head, row: &ObjectRow) -> S3Result<()> {
@@ -166,7 +187,8 @@ fn write_checksum(row: &ObjectRow, slice: &Slice, out: &mut HeaderMap) {
 
 /// Opens the object up to its first bytes, so that a failure is still an S3 error; later ones break
 /// the connection (X3).
-async fn open<S: Store>(call: &mut Call<'_, S>, mut view: ObjectView, bytes: Range<u64>) -> S3Result<Body> {
+async fn open<S: Store>(call: &mut Call<'_, S>, mut view: ObjectView, bytes: Range<u64>) -> Result<Body, Failure> {
+    let internal = |text: &str| Err(Failure::new(FailureKind::Internal, text));
     let length = bytes.end - bytes.start;
     if length == 0 {
         return Ok(Body::empty());
@@ -174,34 +196,30 @@ async fn open<S: Store>(call: &mut Call<'_, S>, mut view: ObjectView, bytes: Ran
     if let Some(Place::Inline(whole)) = view.body.as_mut().map(|body| &mut body.body) {
         let whole = std::mem::take(whole);
         if whole.len() as u64 != view.row.size_bytes {
-            tracing::error!(
-                size_bytes = view.row.size_bytes,
-                inline_bytes = whole.len(),
-                "row and inline bytes differ"
-            );
-            return Err(Code::InternalError.into());
+            return internal("row and inline bytes differ");
         }
         return Ok(Body::whole(whole.slice(bytes.start as usize..bytes.end as usize)));
     }
-    let bucket = call.bucket()?.bucket;
+    let Ok(bucket) = call.bucket().map(|row| row.bucket) else { return internal("an object without a bucket") };
     let mut reader = call.inner.store.open(bucket, call.head.key(), &view, bytes);
     let first = poll_fn(|cx| reader.poll_next(cx)).await;
     call.journey.end(Stage::FirstBytes);
     match first {
         Some(Ok(first)) if first.len() as u64 <= length => Ok(Body::stream(first, Box::new(reader), length)),
-        Some(Ok(_)) | None => Err(Code::InternalError.into()),
-        Some(Err(failure)) => Err(read_failure(failure)),
+        Some(Ok(_)) | None => internal("the object's length is not what its row says"),
+        Some(Err(failure)) => Err(failure),
     }
 }
 
 /// A read that cannot be served now may be served later, whatever the reason.
-pub(super) fn read_failure(failure: plinth_protocol::Failure) -> S3Error {
-    use plinth_protocol::FailureKind::{Corrupt, NotFound};
+pub(super) fn read_failure(failure: Failure) -> S3Error {
     match failure.kind {
-        Corrupt | NotFound => {
+        FailureKind::Corrupt | FailureKind::NotFound => {
             tracing::error!(kind = ?failure.kind, error = %failure.text, "object cannot be read");
             S3Error::from(Code::InternalError)
         }
+        // Replaced while it was read, or a disk that has moved on: the next try reads what is there.
+        FailureKind::Conflict => Failure { kind: FailureKind::Unavailable, ..failure }.into(),
         _ => failure.into(),
     }
 }

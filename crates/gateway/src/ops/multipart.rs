@@ -11,7 +11,7 @@ use plinth_protocol::object::{
 use plinth_protocol::stripe::Owner;
 use plinth_protocol::{HybridTime, RequestId, UploadId};
 
-use super::copy::answer_when_done;
+use super::copy::{Done, answer_when_done};
 use super::put::receive;
 use super::{decided, put_checksum, put_etag, put_replayed, unexpected};
 use crate::checksum::{self, ALGORITHMS};
@@ -199,9 +199,9 @@ fn read_document(body: &[u8]) -> S3Result<Vec<Listed>> {
 }
 
 fn read_part(element: &Element) -> S3Result<Listed> {
-    let number = element.child_text("PartNumber")?.and_then(|text| text.trim().parse::<u16>().ok());
-    let number = number.filter(|number| (1..=PART_NUMBER_MAX).contains(number)).ok_or_else(|| {
-        S3Error::new(Code::InvalidArgument, "PartNumber must be an integer between 1 and 10000, inclusive")
+    let number = element.child_text("PartNumber")?.ok_or(Code::MalformedXML)?.trim();
+    let number = number.parse().ok().filter(|number| (1..=PART_NUMBER_MAX).contains(number)).ok_or_else(|| {
+        S3Error::argument("PartNumber", number, "PartNumber must be an integer between 1 and 10000, inclusive")
     })?;
     let etag = element.child_text("ETag")?.ok_or(Code::MalformedXML)?.trim().trim_matches('"').to_owned();
     let mut found: Option<(ChecksumAlgorithm, Bytes)> = None;
@@ -274,8 +274,8 @@ pub(super) async fn complete<S: Store>(call: &mut Call<'_, S>) -> S3Result<Respo
         let deadline = tokio::time::Instant::now() + COMMIT_WAIT_MAX;
         let command = Command::CompleteUpload(complete);
         let outcome = store.mutate(bucket, &key, command, token, deadline).await?;
-        let (Outcome::Object(row), _) = decided(outcome)? else { return Err(unexpected("Object")) };
-        Ok(write_result(&location, &name, &key, &row))
+        let (Outcome::Object(row), replayed) = decided(outcome)? else { return Err(unexpected("Object")) };
+        Ok(Done { xml: write_result(&location, &name, &key, &row), replayed })
     };
     let answer = answer_when_done(call, Box::pin(work)).await;
     call.journey.end(Stage::Commit);

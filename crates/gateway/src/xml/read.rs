@@ -10,6 +10,8 @@ use crate::error::{Code, S3Error, S3Result};
 
 /// Deepest nesting of a document.
 const XML_DEPTH_MAX: usize = 16;
+/// Most attributes of one element: namespaces only, of which S3's documents have one or two.
+const XML_ATTRIBUTES_MAX: usize = 16;
 
 /// How large a document may be.
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +110,11 @@ fn entity(name: &str) -> S3Result<char> {
 }
 
 fn element(start: &BytesStart<'_>) -> S3Result<Element> {
-    for attribute in start.attributes() {
+    for (at, attribute) in start.attributes().enumerate() {
         let attribute = attribute.map_err(|_| malformed())?;
+        if at >= XML_ATTRIBUTES_MAX {
+            return Err(malformed());
+        }
         let name: &str = attribute.key.as_ref();
         if name != "xmlns" && !name.starts_with("xmlns:") && !name.starts_with("xsi:") {
             return Err(malformed());
@@ -189,6 +194,7 @@ mod tests {
     #[test]
     fn nothing_expands_and_nothing_nests_without_end() {
         let deep = "<a>".repeat(17) + &"</a>".repeat(17);
+        let wide = format!("<a {}/>", (0..17).map(|at| format!("xmlns:n{at}='u' ")).collect::<String>());
         let bad = [
             "",
             "text",
@@ -202,6 +208,7 @@ mod tests {
             "<a>&#0;</a>",
             "<a>&#xD800;</a>",
             deep.as_str(),
+            wide.as_str(),
         ];
         for body in bad {
             let error = parse(body.as_bytes(), XmlLimits::SMALL).expect_err(body);

@@ -278,3 +278,23 @@ async fn unknown_keys_and_tokens_are_refused() {
     server.send(token).await.expect_error(400, "InvalidToken");
     assert_ne!(ACCESS_KEY, OTHER_KEY);
 }
+
+#[tokio::test]
+async fn s3_metadata_that_stands_twice_must_agree_and_be_a_header() {
+    let server = Server::with_bucket().await;
+    let put = |target: &str| {
+        let mut put = request("PUT", target).body("v");
+        put.presigned = true;
+        put
+    };
+    let both = put("/bucket/k?x-amz-meta-a=2").header("x-amz-meta-a", "1");
+    server.send(both).await.expect_error(400, "InvalidArgument");
+    let twice = put("/bucket/k?X-Amz-Meta-A=2&x-amz-meta-a=1");
+    server.send(twice).await.expect_error(400, "InvalidArgument");
+    for bad in ["/bucket/k?x-amz-meta-a=b%0D%0Ax%3A%20y", "/bucket/k?x-amz-meta-a%20b=c", "/bucket/k?x-amz-meta-a=%00"]
+    {
+        server.send(put(bad)).await.expect_error(400, "InvalidArgument");
+    }
+    assert!(server.fake.keys().is_empty());
+    server.send(put("/bucket/k?x-amz-meta-a=1").header("x-amz-meta-a", "1")).await.expect_status(200);
+}

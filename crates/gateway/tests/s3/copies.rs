@@ -109,3 +109,33 @@ async fn a_copy_needs_its_source_readable() {
         request("PUT", &format!("/bucket/k?partNumber=1&uploadId={id}")).header("x-amz-copy-source", "/foreign/s");
     server.send(part).await.expect_error(403, "AccessDenied");
 }
+
+#[tokio::test]
+async fn a_repeated_copy_under_a_token_says_that_it_is_one() {
+    let server = Server::with_bucket().await;
+    put(&server, "s", vec![5; 10_000]).await;
+    put(&server, "other", vec![6; 10_000]).await;
+    let token = |copy: Request| copy.header("x-amz-client-token", "t-1");
+    let first = server.send(token(copy("k", "bucket/s"))).await.expect_status(200);
+    assert_eq!(first.header("x-plinth-replayed"), None);
+    let again = server.send(token(copy("k", "bucket/s"))).await.expect_status(200);
+    assert_eq!(again.header("x-plinth-replayed"), Some("true"));
+    assert_eq!(again.body, first.body);
+    server.send(token(copy("k", "bucket/other"))).await.expect_error(400, "IdempotencyParameterMismatch");
+
+    let id =
+        server.send(request("POST", "/bucket/m?uploads")).await.expect_status(200).element("UploadId").expect("an id");
+    let part = |source: &str| token(copy(&format!("m?partNumber=1&uploadId={id}"), source));
+    server.send(part("bucket/s")).await.expect_status(200);
+    let again = server.send(part("bucket/s")).await.expect_status(200);
+    assert_eq!(again.header("x-plinth-replayed"), Some("true"));
+    server.send(part("bucket/other")).await.expect_error(400, "IdempotencyParameterMismatch");
+}
+
+#[tokio::test]
+async fn a_source_key_has_the_length_of_a_key() {
+    let server = Server::with_bucket().await;
+    let long = "k".repeat(1025);
+    server.send(copy("k", &format!("bucket/{long}"))).await.expect_error(400, "KeyTooLongError");
+    server.send(copy("k", &format!("bucket/{}", &long[1..]))).await.expect_error(404, "NoSuchKey");
+}

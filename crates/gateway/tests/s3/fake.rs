@@ -34,6 +34,10 @@ pub struct Faults {
     pub commit_delay: Option<Duration>,
     /// Reading fails behind so many bytes.
     pub read_after: Option<u64>,
+    /// The next object that is opened is replaced by these bytes, and what was opened is gone.
+    pub replaced_at_open: Option<Bytes>,
+    /// Opened objects fail at their first bytes.
+    pub open: Option<FailureKind>,
     /// How often the store was asked anything.
     pub calls: u64,
 }
@@ -477,11 +481,24 @@ impl Store for Fake {
         FakeWriter { fake: self.clone(), bytes: Vec::new() }
     }
 
-    fn open(&self, _bucket: BucketId, _key: &str, view: &ObjectView, range: Range<u64>) -> FakeReader {
-        let state = self.state.lock().expect("not poisoned");
+    fn open(&self, bucket: BucketId, key: &str, view: &ObjectView, range: Range<u64>) -> FakeReader {
+        let (replaced, fails) = {
+            let mut faults = self.faults.lock().expect("not poisoned");
+            (faults.replaced_at_open.take(), faults.open)
+        };
+        let mut state = self.state.lock().expect("not poisoned");
+        let fails = fails.or(replaced.is_some().then_some(FailureKind::Conflict));
+        if let Some(bytes) = replaced {
+            let modified = state.now();
+            let (row, body) = state.objects.get_mut(&(bucket.0, key.to_owned())).expect("an object");
+            row.size_bytes = bytes.len() as u64;
+            row.etag = Etag { md5: Md5::digest(&bytes).into(), parts: None };
+            row.modified = modified;
+            body.body = Body::Inline(bytes);
+        }
         let whole = state.bytes_of(&view.row, &view.body.as_ref().expect("asked for").body);
         let bytes = Bytes::from(whole).slice(range.start as usize..range.end as usize);
-        FakeReader { bytes, sent: 0, fails_after: self.faults.lock().expect("not poisoned").read_after }
+        FakeReader { bytes, sent: 0, fails_after: self.faults.lock().expect("not poisoned").read_after, fails }
     }
 
     fn draw(&self) -> u128 {
@@ -533,10 +550,14 @@ pub struct FakeReader {
     bytes: Bytes,
     sent: u64,
     fails_after: Option<u64>,
+    fails: Option<FailureKind>,
 }
 
 impl BodyReader for FakeReader {
     fn poll_next(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        if let Some(kind) = self.fails.take() {
+            return Poll::Ready(Some(Err(Failure::new(kind, "planted"))));
+        }
         if self.bytes.is_empty() {
             return Poll::Ready(None);
         }

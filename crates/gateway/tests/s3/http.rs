@@ -1,6 +1,6 @@
 //! The connection: 100-continue, limits, framing, time.
 
-use crate::client::{Server, keys, request};
+use crate::client::{Mode, Server, keys, request};
 use plinth_gateway::GatewayConfig;
 use std::time::Duration;
 
@@ -294,4 +294,42 @@ async fn tls_serves_the_same_and_trusts_invocation_ids() {
     let mut plain = server.connect().await;
     plain.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
     while !plain.is_closed().await {}
+}
+
+#[tokio::test]
+async fn a_body_that_is_refused_midway_closes_its_connection_and_says_so() {
+    let server = Server::with_bucket().await;
+    let put = request("PUT", "/bucket/k").mode(Mode::Chunked).body(vec![1; 400_000]);
+    let (head, mut body) = put.sign_parts(&server.fake);
+    // The first chunk is spoiled; most of the body never comes.
+    body[200] ^= 1;
+    let mut connection = server.connect().await;
+    let answer = connection.exchange(&[&head[..], &body[..20_000]].concat(), false).await;
+    assert_eq!(answer.header("connection"), Some("close"));
+    answer.expect_error(403, "SignatureDoesNotMatch");
+    assert!(connection.is_closed().await);
+    // What was read to its end leaves the connection in step.
+    let put = request("PUT", "/bucket/k").header("content-md5", "AAAAAAAAAAAAAAAAAAAAAA==").body(vec![1; 400_000]);
+    let mut connection = server.connect().await;
+    let answer = connection.exchange(&put.sign(&server.fake), false).await.expect_error(400, "BadDigest");
+    assert_eq!(answer.header("connection"), None);
+    connection.exchange(&request("HEAD", "/bucket").sign(&server.fake), true).await.expect_status(200);
+    assert!(server.fake.keys().is_empty());
+}
+
+#[tokio::test]
+async fn k5_framing_that_is_not_announced_is_refused() {
+    let server = Server::with_bucket().await;
+    let framed = b"5\r\nhello\r\n0\r\n\r\n".to_vec();
+    for mode in [Mode::Hash, Mode::Unsigned] {
+        let put = request("PUT", "/bucket/k").mode(mode).header("content-encoding", "aws-chunked");
+        let put = put.header("x-amz-decoded-content-length", "5").body(framed.clone());
+        server.send(put).await.expect_error(400, "InvalidRequest");
+    }
+    let put = request("PUT", "/bucket/k").header("x-amz-decoded-content-length", "5").body("hello");
+    server.send(put).await.expect_status(200);
+    let mut put = request("PUT", "/bucket/none").mode(Mode::UnsignedTrailer);
+    put.sends_length = false;
+    server.send(put).await.expect_error(411, "MissingContentLength");
+    assert_eq!(server.fake.keys(), ["k"]);
 }

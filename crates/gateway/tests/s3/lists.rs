@@ -183,3 +183,17 @@ async fn what_never_comes_is_answered_cleanly() {
     assert!(tags.text().contains("<TagSet></TagSet>"));
     server.send(request("GET", "/bucket/none?tagging")).await.expect_error(404, "NoSuchKey");
 }
+
+#[tokio::test]
+async fn b1_a_location_is_a_name() {
+    let server = Server::start().await;
+    let create = |location: &str| {
+        request("PUT", "/bucket").body(format!(
+            "<CreateBucketConfiguration><LocationConstraint>{location}</LocationConstraint></CreateBucketConfiguration>"
+        ))
+    };
+    for bad in ["a b", "x\ny", &"r".repeat(65), &"r".repeat(100_000)] {
+        server.send(create(bad)).await.expect_error(400, "InvalidArgument");
+    }
+    server.send(create(&"r".repeat(64))).await.expect_status(200);
+}

@@ -266,3 +266,28 @@ async fn a_token_repeats_the_upload_id() {
     assert_eq!(create(&server, "k", &headers).await, one);
     assert_ne!(create(&server, "k", &[("x-amz-client-token", "t2")]).await, one);
 }
+
+#[tokio::test]
+async fn a_repeated_complete_under_a_token_says_that_it_is_one() {
+    let server = Server::with_bucket().await;
+    let id = create(&server, "k", &[]).await;
+    let tag = upload(&server, "k", &id, 1, bytes(1, 10)).await;
+    let send = || complete("k", &id, &[(1, &tag)]).header("x-amz-client-token", "t-1");
+    assert_eq!(server.send(send()).await.expect_status(200).header("x-plinth-replayed"), None);
+    assert_eq!(server.send(send()).await.expect_status(200).header("x-plinth-replayed"), Some("true"));
+}
+
+#[tokio::test]
+async fn a_part_without_its_number_is_malformed() {
+    let server = Server::with_bucket().await;
+    let id = create(&server, "k", &[]).await;
+    for (part, code) in [
+        ("<Part><ETag>a</ETag></Part>", "MalformedXML"),
+        ("<Part><PartNumber>1</PartNumber></Part>", "MalformedXML"),
+        ("<Part><PartNumber>-1</PartNumber><ETag>a</ETag></Part>", "InvalidArgument"),
+    ] {
+        let body = format!("<CompleteMultipartUpload>{part}</CompleteMultipartUpload>");
+        let complete = request("POST", &format!("/bucket/k?uploadId={id}")).body(body);
+        server.send(complete).await.expect_error(400, code);
+    }
+}

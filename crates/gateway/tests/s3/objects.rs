@@ -1,6 +1,7 @@
 //! Reading: headers, ranges, conditions, checksums; and what broken reads look like.
 
 use crate::client::{Answer, Mode, Request, Server, request};
+use plinth_protocol::FailureKind;
 
 async fn put(server: &Server, key: &str, body: &[u8]) -> Answer {
     server.send(request("PUT", &format!("/bucket/{key}")).body(body)).await.expect_status(200)
@@ -355,4 +356,57 @@ async fn k6_trailers_and_lengths_must_be_as_declared() {
     let mut connection = server.connect().await;
     connection.exchange(&[head, text.into_bytes()].concat(), false).await.expect_error(400, "MalformedTrailerError");
     assert!(server.fake.keys().is_empty());
+}
+
+#[tokio::test]
+async fn a_read_that_loses_its_object_to_a_replacement_reads_the_new_one() {
+    let server = Server::with_bucket().await;
+    put(&server, "k", &[7; 100_000]).await.expect_status(200);
+    server.fake.faults.lock().expect("not poisoned").replaced_at_open = Some("new".into());
+    let answer = get(&server, "k", &[]).await.expect_status(200);
+    assert_eq!((answer.text().as_str(), answer.header("content-length")), ("new", Some("3")));
+    assert_eq!(answer.header("etag"), Some("\"22af645d1859cb5ca6da0c484f1f37ea\""));
+    // Its conditions are judged anew.
+    let old = put(&server, "k", &[8; 100_000]).await.expect_status(200);
+    server.fake.faults.lock().expect("not poisoned").replaced_at_open = Some("newer".into());
+    get(&server, "k", &[("if-match", old.header("etag").expect("a tag"))])
+        .await
+        .expect_error(412, "PreconditionFailed");
+}
+
+#[tokio::test]
+async fn a_read_that_cannot_start_is_worth_another_try_unless_the_bytes_are_gone() {
+    let server = Server::with_bucket().await;
+    put(&server, "k", &[7; 100_000]).await.expect_status(200);
+    for (kind, status, code) in [
+        (FailureKind::Conflict, 503, "ServiceUnavailable"),
+        (FailureKind::Unavailable, 503, "ServiceUnavailable"),
+        (FailureKind::Busy, 503, "SlowDown"),
+        (FailureKind::NotFound, 500, "InternalError"),
+        (FailureKind::Corrupt, 500, "InternalError"),
+    ] {
+        server.fake.faults.lock().expect("not poisoned").open = Some(kind);
+        get(&server, "k", &[]).await.expect_error(status, code);
+        let copy = request("PUT", "/bucket/copy").header("x-amz-copy-source", "bucket/k");
+        server.send(copy).await.expect_error(status, code);
+    }
+    assert_eq!(server.fake.keys(), ["k"]);
+}
+
+#[tokio::test]
+async fn r3_a_date_that_is_not_the_objects_own_gives_everything() {
+    let server = Server::with_bucket().await;
+    put(&server, "k", b"hello").await.expect_status(200);
+    let own = get(&server, "k", &[]).await.header("last-modified").expect("a date").to_owned();
+    get(&server, "k", &[("range", "bytes=0-1"), ("if-range", &own)]).await.expect_status(206);
+    let later = "Wed, 21 Oct 2099 07:28:00 GMT";
+    get(&server, "k", &[("range", "bytes=0-1"), ("if-range", later)]).await.expect_status(200);
+}
+
+#[tokio::test]
+async fn r1_two_range_headers_are_several_ranges() {
+    let server = Server::with_bucket().await;
+    put(&server, "k", b"hello").await.expect_status(200);
+    let get = request("GET", "/bucket/k").unsigned("range", "bytes=0-1").unsigned("range", "bytes=3-4");
+    assert_eq!(server.send(get).await.expect_status(200).text(), "hello");
 }
