@@ -4,10 +4,10 @@ use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use md5::{Digest as _, Md5};
 use plinth_protocol::object::{Checksum, ChecksumAlgorithm, ChecksumKind};
 
 use crate::error::{Code, S3Error, S3Result};
+use crate::hashing;
 
 /// The five algorithms in the order of S3's documents.
 pub const ALGORITHMS: [ChecksumAlgorithm; 5] = [
@@ -192,7 +192,7 @@ impl Running {
 
 /// Everything that is computed over a body while it passes.
 pub struct BodySums {
-    md5: Md5,
+    md5: hashing::Running,
     checksum: Option<Running>,
     /// A second algorithm that is only verified, where the stored one is another.
     verified: Option<Running>,
@@ -201,8 +201,16 @@ pub struct BodySums {
 
 /// What was computed over a body.
 pub struct BodyDigest {
-    /// For the ETag and Content-MD5.
+    /// For the ETag.
     pub md5: [u8; 16],
+    /// The checksum to store.
+    pub checksum: Option<Checksum>,
+    /// Bytes of the body.
+    pub size_bytes: u64,
+}
+
+/// What was computed over a body, its MD5 apart.
+pub struct ContentDigest {
     /// The checksum to store.
     pub checksum: Option<Checksum>,
     /// The checksum that was only to be verified.
@@ -213,18 +221,17 @@ pub struct BodyDigest {
 
 impl BodySums {
     /// Starts. `stored` is kept with the object; `verified` is only compared.
-    pub fn new(stored: Option<ChecksumAlgorithm>, verified: Option<ChecksumAlgorithm>) -> Self {
+    pub fn new(md5: hashing::Running, stored: Option<ChecksumAlgorithm>, verified: Option<ChecksumAlgorithm>) -> Self {
         BodySums {
-            md5: Md5::new(),
+            md5,
             checksum: stored.map(Running::new),
             verified: verified.filter(|verified| stored != Some(*verified)).map(Running::new),
             size_bytes: 0,
         }
     }
 
-    /// Takes the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.md5.update(bytes);
+    /// Takes the next bytes; waits where the MD5 of a large body is behind.
+    pub async fn update(&mut self, bytes: &Bytes) {
         if let Some(checksum) = &mut self.checksum {
             checksum.update(bytes);
         }
@@ -232,16 +239,24 @@ impl BodySums {
             verified.update(bytes);
         }
         self.size_bytes += bytes.len() as u64;
+        self.md5.update(bytes).await;
     }
 
-    /// Ends.
-    pub fn finish(self) -> BodyDigest {
-        BodyDigest {
-            md5: self.md5.finalize().into(),
+    /// Ends; the MD5 of a large body may take a moment more.
+    pub fn finish(self) -> (ContentDigest, hashing::Running) {
+        let digest = ContentDigest {
             checksum: self.checksum.map(Running::finish),
             verified: self.verified.map(Running::finish),
             size_bytes: self.size_bytes,
-        }
+        };
+        (digest, self.md5)
+    }
+}
+
+impl ContentDigest {
+    /// Puts the MD5 beside the rest.
+    pub fn with_md5(self, md5: [u8; 16]) -> BodyDigest {
+        BodyDigest { md5, checksum: self.checksum, size_bytes: self.size_bytes }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::admission::Admission;
 use crate::dates::Seconds;
 use crate::error::{Code, S3Error, S3Result};
 use crate::guard::Watch;
+use crate::hashing::Hasher;
 use crate::head::{Head, is_bucket_name};
 use crate::journey::{Journey, Stage};
 use crate::metrics::Metrics;
@@ -94,6 +95,7 @@ pub(crate) struct Inner<S> {
     pub config: GatewayConfig,
     pub metrics: Metrics,
     pub admission: Admission,
+    pub hasher: Hasher,
     verifier: Verifier,
     host_id: HeaderValue,
 }
@@ -111,7 +113,8 @@ impl<S: Store> Gateway<S> {
         let verifier = Verifier::new(config.region.clone(), config.region_is_strict, Arc::clone(&config.keys));
         let host_id = HeaderValue::try_from(hex(&store.draw().to_be_bytes())).expect("digits are a valid header value");
         let admission = Admission::new(config.in_flight_bytes_max);
-        Gateway { inner: Arc::new(Inner { store, config, metrics, admission, verifier, host_id }) }
+        let hasher = Hasher::start();
+        Gateway { inner: Arc::new(Inner { store, config, metrics, admission, hasher, verifier, host_id }) }
     }
 
     /// Answers one request.

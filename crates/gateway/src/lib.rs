@@ -3,7 +3,7 @@
 //! A connection is accepted by [`serve`] and watched below the parser (`guard`); each request
 //! walks through `gateway` in a fixed order: it is read (`head`), routed and checked against one
 //! support table (`support`), proved (`signature`), admitted (`admission`), its body proved while
-//! it streams (`payload`, `chunked`), and answered by one function in `ops`. S3's error codes
+//! it streams (`payload`, `chunked`, `hashing`), and answered by one function in `ops`. S3's error codes
 //! stand in `error` alone; XML is written and read in `xml`. What the gateway asks of the cluster
 //! is the [`Store`] trait, which the client crate fills.
 //!
@@ -18,6 +18,7 @@ mod dates;
 mod error;
 mod gateway;
 mod guard;
+mod hashing;
 mod head;
 mod journey;
 mod metrics;

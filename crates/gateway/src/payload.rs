@@ -14,9 +14,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Reservation};
-use crate::checksum::{self, BodyDigest, BodySums};
+use crate::checksum::{self, BodySums, ContentDigest};
 use crate::chunked::Decoder;
 use crate::error::{Code, S3Error, S3Result};
+use crate::hashing;
 use crate::head::Head;
 use crate::signature::{PayloadProof, Verified};
 
@@ -204,12 +205,14 @@ impl Payload {
     /// As [`Payload::next`] and [`Claims::check`].
     pub async fn read_document(&mut self, claims: &Claims) -> S3Result<Vec<u8>> {
         let mut out = Vec::with_capacity(usize::try_from(self.length).unwrap_or(0).min(1 << 20));
-        let mut sums = BodySums::new(None, claims.algorithm());
+        let mut sums = BodySums::new(hashing::Running::alone(), None, claims.algorithm());
         while let Some(bytes) = self.next().await? {
-            sums.update(&bytes);
+            sums.update(&bytes).await;
             out.extend_from_slice(&bytes);
         }
-        claims.check(&sums.finish(), self.trailers())?;
+        let (digest, md5) = sums.finish();
+        claims.check_md5(md5.finish().await)?;
+        claims.check(&digest, self.trailers())?;
         Ok(out)
     }
 }
@@ -304,15 +307,28 @@ impl Claims {
         self.md5.is_some() || matches!(self.checksum, Some((_, Claimed::Value(_) | Claimed::Trailer)))
     }
 
-    /// Compares the claims with what was computed.
+    /// Returns whether the client says what the MD5 is.
+    pub fn have_md5(&self) -> bool {
+        self.md5.is_some()
+    }
+
+    /// Compares the claimed MD5, if any, with the computed one.
+    ///
+    /// # Errors
+    /// `BadDigest`.
+    pub fn check_md5(&self, computed: [u8; 16]) -> S3Result<()> {
+        if self.md5.is_some_and(|md5| md5 != computed) {
+            return Code::BadDigest.fail("The Content-MD5 you specified did not match what we received.");
+        }
+        Ok(())
+    }
+
+    /// Compares the claimed checksum, if any, with the computed one.
     ///
     /// # Errors
     /// `BadDigest`; `MalformedTrailerError` where a trailer is absent, `InvalidRequest` where its
     /// value cannot be read.
-    pub fn check(&self, digest: &BodyDigest, trailers: &[(String, String)]) -> S3Result<()> {
-        if self.md5.is_some_and(|md5| md5 != digest.md5) {
-            return Code::BadDigest.fail("The Content-MD5 you specified did not match what we received.");
-        }
+    pub fn check(&self, digest: &ContentDigest, trailers: &[(String, String)]) -> S3Result<()> {
         let Some((algorithm, claimed)) = &self.checksum else { return Ok(()) };
         let expected = match claimed {
             Claimed::Nothing => return Ok(()),

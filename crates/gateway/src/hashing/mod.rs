@@ -73,7 +73,6 @@ pub struct Together {
 
 impl Hasher {
     /// Starts the threads: one for every four processors.
-    #[expect(clippy::disallowed_methods, reason = "hashing is work for a processor, not for the runtime's tasks")]
     pub fn start() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = (0..(processors / 4).clamp(1, THREADS_MAX)).map(|index| {

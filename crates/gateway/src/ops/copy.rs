@@ -106,34 +106,35 @@ async fn transfer<S: Store>(
     source: &Source,
     bytes: Range<u64>,
     owner: Owner,
-    algorithm: ChecksumAlgorithm,
+    mut sums: BodySums,
 ) -> S3Result<(BodyDigest, Place)> {
     let length = bytes.end - bytes.start;
     let mut writer = store.write(owner, Some(length));
-    let mut sums = BodySums::new(Some(algorithm), None);
     match source.view.body.as_ref().map(|body| &body.body) {
         Some(Place::Inline(whole)) => {
-            let piece = whole.get(bytes.start as usize..bytes.end as usize).ok_or(Code::InternalError)?;
-            sums.update(piece);
-            writer.write(piece).await?;
+            let bytes = bytes.start as usize..bytes.end as usize;
+            let piece =
+                if bytes.end <= whole.len() { whole.slice(bytes) } else { return Err(Code::InternalError.into()) };
+            sums.update(&piece).await;
+            writer.write(&piece).await?;
         }
         _ if length == 0 => {}
         _ => {
             let mut reader = store.open(source.bucket.bucket, &source.key, &source.view, bytes);
             while let Some(piece) = poll_fn(|cx| reader.poll_next(cx)).await {
                 let piece = piece.map_err(super::get::read_failure)?;
-                sums.update(&piece);
+                sums.update(&piece).await;
                 writer.write(&piece).await?;
             }
         }
     }
-    let digest = sums.finish();
+    let (digest, md5) = sums.finish();
     if digest.size_bytes != length {
         tracing::error!(want = length, got = digest.size_bytes, "source of a copy came short");
         return Err(Code::InternalError.into());
     }
-    let place = writer.finish().await?;
-    Ok((digest, place))
+    let (md5, place) = tokio::join!(md5.finish(), writer.finish());
+    Ok((digest.with_md5(md5), place?))
 }
 
 /// What a long work leads to.
@@ -201,7 +202,8 @@ pub(super) async fn copy_object<S: Store>(call: &mut Call<'_, S>) -> S3Result<Re
         (false, Some(body)) => body.headers.clone(),
         (false, None) => StoredHeaders { standard: Vec::new(), user: Vec::new() },
     };
-    let copy = Copy { bucket: target.bucket, key, headers, expectation, algorithm };
+    let sums = BodySums::new(call.inner.hasher.body(row.size_bytes), Some(algorithm), None);
+    let copy = Copy { bucket: target.bucket, key, headers, expectation, sums };
     let store = call.inner.store.clone();
     let work = async move { copy.run(&store, source, token).await };
     answer_when_done(call, Box::pin(work)).await
@@ -221,7 +223,7 @@ struct Copy {
     key: String,
     headers: StoredHeaders,
     expectation: Option<plinth_protocol::meta::Expectation>,
-    algorithm: ChecksumAlgorithm,
+    sums: BodySums,
 }
 
 impl Copy {
@@ -229,7 +231,7 @@ impl Copy {
         let owner =
             Owner { bucket: self.bucket, key: self.key.clone(), upload: None, part: None, ordinal: 0, offset: 0 };
         let size_bytes = source.view.row.size_bytes;
-        let (digest, place) = transfer(store, &source, 0..size_bytes, owner, self.algorithm).await?;
+        let (digest, place) = transfer(store, &source, 0..size_bytes, owner, self.sums).await?;
         let token = token.map(|token| {
             token.complete(|hash| {
                 hash.field(&source.bucket.bucket.0.to_le_bytes()).field(source.key.as_bytes());
@@ -289,9 +291,10 @@ pub(super) async fn upload_part_copy<S: Store>(call: &mut Call<'_, S>) -> S3Resu
             .fail("The specified copy source is larger than the maximum allowable size for a copy source: 5368709120");
     }
     let store = call.inner.store.clone();
+    let sums = BodySums::new(call.inner.hasher.body(bytes.end - bytes.start), Some(algorithm), None);
     let work = async move {
         let owner = Owner { bucket, key: key.clone(), upload: Some(upload), part: Some(number), ordinal: 0, offset: 0 };
-        let (digest, place) = transfer(&store, &source, bytes, owner, algorithm).await?;
+        let (digest, place) = transfer(&store, &source, bytes, owner, sums).await?;
         let part = PartRow {
             size_bytes: digest.size_bytes,
             md5: digest.md5,

@@ -29,10 +29,10 @@ pub(super) async fn receive<S: Store>(
 ) -> S3Result<(BodyDigest, Place)> {
     let mut payload = call.payload(OBJECT_BODY_BYTES_MAX)?;
     let mut writer = call.inner.store.write(owner, Some(payload.length()));
-    let mut sums = BodySums::new(Some(stored), claims.algorithm());
+    let mut sums = BodySums::new(call.inner.hasher.body(payload.length()), Some(stored), claims.algorithm());
     let received: S3Result<()> = async {
         while let Some(piece) = payload.next().await? {
-            sums.update(&piece);
+            sums.update(&piece).await;
             writer.write(&piece).await?;
         }
         Ok(())
@@ -42,11 +42,18 @@ pub(super) async fn receive<S: Store>(
     call.journey.received(payload.received_bytes());
     call.journey.end(Stage::Body);
     received?;
-    let digest = sums.finish();
+    let (digest, md5) = sums.finish();
     claims.check(&digest, payload.trailers())?;
-    let place = writer.finish().await?;
+    let (md5, place) = if claims.have_md5() {
+        let md5 = md5.finish().await;
+        claims.check_md5(md5)?;
+        (md5, writer.finish().await)
+    } else {
+        // Nobody compares it: the last bytes may be hashed while they are on their way to the disks.
+        tokio::join!(md5.finish(), writer.finish())
+    };
     call.journey.end(Stage::Durable);
-    Ok((digest, place))
+    Ok((digest.with_md5(md5), place?))
 }
 
 /// PutObject: the condition is decided by the commit that publishes the row.
