@@ -125,8 +125,10 @@ record! {
         /// Bytes of live records.
         4 => used_bytes: u64,
         5 => fragments: u64,
-        /// Why the disk takes no more writes, where it does not: fenced or full.
+        /// Why the disk takes no more writes until an operator acts: a write or sync has failed. A full
+        /// disk is not fenced.
         6 => fenced: Option<String>,
+        /// Fragments that failed a check and are kept aside, and other damage found on the disk.
         7 => quarantined: u64,
     }
 }

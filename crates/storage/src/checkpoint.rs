@@ -7,7 +7,7 @@
 //!
 //! | table    | bytes | row                                                                        |
 //! |----------|-------|----------------------------------------------------------------------------|
-//! | segments | 16    | segment u32, zero u32, life u64                                            |
+//! | segments | 16    | segment u32, flags u32 (1 = holds damage or records not understood), life u64 |
 //! | index    | 28    | stripe u128, index u8, flags u8 (1 = quarantined), body bytes u16, segment u32, block u16, payload blocks u16 |
 //! | dead     | 28    | stripe u128, index u8, flags u8 (1 = tombstone), zero u16, segment u32, tombstone's segment u32 |
 //!
@@ -106,6 +106,8 @@ pub struct SegmentLife {
     pub segment: u32,
     /// Which use of the segment it is; differs after every reuse.
     pub life: u64,
+    /// Whether it holds damage or records that are not understood: it is kept for that.
+    pub damaged: bool,
 }
 
 /// Rows of one kind on their way into a part.
@@ -158,6 +160,7 @@ impl PartRows {
     pub fn push_segment(&mut self, segment: SegmentLife) {
         let row = self.row(SEGMENT_ROW_BYTES);
         row[..4].copy_from_slice(&segment.segment.to_le_bytes());
+        row[4] = u8::from(segment.damaged);
         row[8..16].copy_from_slice(&segment.life.to_le_bytes());
     }
 
@@ -194,6 +197,7 @@ pub fn decode_rows(body: &PartBody, payload: &[u8]) -> Result<Rows, WireError> {
             rows.map(|row| SegmentLife {
                 segment: u32_at(row, 0),
                 life: u64::from(u32_at(row, 8)) | u64::from(u32_at(row, 12)) << 32,
+                damaged: row[4] & 1 != 0,
             })
             .collect(),
         ),

@@ -114,8 +114,8 @@ impl DeadRecords {
         fragments
     }
 
-    /// Forgets that the tombstones in a segment are needed: the planted bug `drop-tombstone-early`.
-    #[cfg(feature = "planted-bugs")]
+    /// Forgets that the tombstones in a segment are needed: a planted bug.
+    #[cfg(test)]
     pub fn drop_tombstones(&mut self, segment: u32) {
         self.records.values_mut().filter(|place| **place == Some(segment)).for_each(|place| *place = None);
         self.tombstones.remove(&segment);

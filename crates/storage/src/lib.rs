@@ -13,6 +13,13 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+// The suites of tests/ plant bugs in the crate's own test build: they know it by its name.
+#[cfg(test)]
+extern crate self as plinth_storage;
+#[cfg(test)]
+#[path = "../tests/sim/mod.rs"]
+mod sim;
+
 mod admission;
 mod budget;
 pub mod checkpoint;
@@ -21,7 +28,7 @@ mod engine;
 mod error;
 mod index;
 mod node;
-pub mod planted;
+mod planted;
 mod queue;
 mod space;
 mod stats;

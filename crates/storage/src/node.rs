@@ -231,8 +231,9 @@ impl StorageNode {
     /// Serves a request until `deadline`. The payload of a put should be block-aligned: otherwise it
     /// is copied once.
     ///
-    /// Fails with `Conflict` where the disk is not here under this incarnation, with `Busy` where
-    /// too much is in flight, and as the disk's engine decides.
+    /// Fails with `Unavailable` where the disk is not here under this incarnation, with `Busy` where
+    /// too much is in flight, with `Conflict` where a put names a deleted fragment, and as the disk's
+    /// engine decides.
     pub async fn handle(
         &self,
         request: StorageRequest,
@@ -241,11 +242,12 @@ impl StorageNode {
     ) -> Result<(StorageReply, Vec<Bytes>), Failure> {
         let StorageRequest { disk, incarnation, class, action } = request;
         let Some(port) = self.port(disk) else {
-            return Err(Failure::new(FailureKind::Conflict, format!("disk {disk} is not in service here")));
+            return Err(Failure::new(FailureKind::Unavailable, format!("disk {disk} is not in service here")));
         };
         if port.identity.incarnation != incarnation {
             let here = port.identity.incarnation;
-            return Err(Failure::new(FailureKind::Conflict, format!("disk {disk} is {here} here, not {incarnation}")));
+            let text = format!("disk {disk} is {here} here, not {incarnation}");
+            return Err(Failure::new(FailureKind::Unavailable, text));
         }
         if matches!(action, StorageAction::Disk) {
             return Ok((StorageReply::Disk(port.stat()), Vec::new()));

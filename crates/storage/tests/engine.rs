@@ -6,11 +6,15 @@ mod sim;
 
 use bytes::Bytes;
 use plinth_journal::sim::{SimFaults, SimOp};
-use plinth_journal::{Append, Area, JournalOptions, Recovery, SegmentIndex, Stream};
+use plinth_journal::{Append, Area, JournalError, JournalOptions, Position, Recovery, SegmentIndex, SimDisk, Stream};
 use plinth_protocol::frame::seal_frame;
 use plinth_protocol::storage::{IoClass, ReadFrames, StorageAction, StorageReply};
-use plinth_protocol::{Failure, FailureKind};
-use sim::{Content, IDENTITY, Sim, format_sim, small_options, start_of_time};
+use plinth_protocol::stripe::{FragmentHeader, Owner};
+use plinth_protocol::wire::Wire;
+use plinth_protocol::{BucketId, Failure, FailureKind};
+use plinth_storage::Engine;
+use plinth_storage::tombstone::KIND_FRAGMENT;
+use sim::{Content, IDENTITY, Sim, Slip, format_sim, small_options, start_of_time};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -216,14 +220,14 @@ fn fenced_disk_refuses_writes_says_so_and_goes_on_reading() {
     }
 }
 
-#[test]
-fn record_of_unknown_kind_is_kept_counted_and_pins_its_segment() {
-    let disk = format_sim(1, 64 << 10, 24);
-    let recovery = Recovery::start(disk, Some(IDENTITY)).unwrap();
-    let (mut journal, mut disk) = recovery.resume(start_of_time(), JournalOptions::default()).unwrap();
-    let append =
-        Append { stream: Stream::Main, kind: 99, body: b"from the future", payload: Bytes::new(), reserve: false };
-    let placed = journal.append(append).unwrap();
+/// A disk with one record on it that this version's engine would never write.
+fn disk_with_record(segment_bytes: u32, kind: u8, body: &[u8]) -> (SimDisk, Position) {
+    let disk = format_sim(1, segment_bytes, 24);
+    let recovery = Recovery::start(disk, Some(IDENTITY)).expect("a blank disk recovers");
+    let (mut journal, mut disk) =
+        recovery.resume(start_of_time(), JournalOptions::default()).expect("a blank disk mounts");
+    let append = Append { stream: Stream::Main, kind, body, payload: Bytes::new(), reserve: false };
+    let placed = journal.append(append).expect("an empty journal takes a record");
     let mut completions = Vec::new();
     while journal.durable() < placed.sequence {
         while let Some(operation) = journal.poll_disk(start_of_time()) {
@@ -233,6 +237,12 @@ fn record_of_unknown_kind_is_kept_counted_and_pins_its_segment() {
         completions.drain(..).for_each(|completion| journal.handle_completion(start_of_time(), completion));
     }
     disk.crash_with(&[]);
+    (disk, placed.position)
+}
+
+#[test]
+fn record_of_unknown_kind_is_kept_counted_and_pins_its_segment() {
+    let (disk, position) = disk_with_record(64 << 10, 99, b"from the future");
     let mut sim = Sim::open(disk, small_options(), start_of_time());
     assert_eq!((sim.report.foreign.len(), sim.engine.stat().quarantined), (1, 1));
     // Everything of ours in that segment dies; the segment stays.
@@ -240,10 +250,57 @@ fn record_of_unknown_kind_is_kept_counted_and_pins_its_segment() {
     contents.iter().for_each(|content| sim.put_now(content).unwrap());
     sim.delete_now(&contents.iter().map(Content::id).collect::<Vec<_>>()).unwrap();
     sim.settle();
-    let head = sim.disk.durable_bytes(Area::Segment(placed.position.segment), u64::from(placed.position.offset), 4096);
-    assert!(head.windows(15).any(|bytes| bytes == b"from the future"), "the record is still there");
-    let sim = sim.crash();
+    let is_there = |sim: &Sim| {
+        let head = sim.disk.durable_bytes(Area::Segment(position.segment), u64::from(position.offset), 4096);
+        head.windows(15).any(|bytes| bytes == b"from the future")
+    };
+    assert!(is_there(&sim));
+    let mut sim = sim.crash();
     assert_eq!(sim.report.foreign.len(), 1);
+    // A start from a checkpoint does not look at the record again: that it is there must be known still.
+    sim.checkpoint();
+    let mut sim = sim.crash();
+    assert_eq!((sim.report.foreign.len(), sim.engine.stat().quarantined), (0, 1));
+    for round in 1..4 {
+        let contents: Vec<Content> = (0..12).map(|stripe| Content::new(100 * round + stripe, 9_000)).collect();
+        contents.iter().for_each(|content| sim.put_now(content).unwrap());
+        sim.delete_now(&contents.iter().map(Content::id).collect::<Vec<_>>()).unwrap();
+        sim.checkpoint();
+        sim.settle();
+    }
+    assert!(is_there(&sim));
+    assert_eq!(sim.crash().engine.stat().quarantined, 1);
+}
+
+#[test]
+fn record_with_a_header_longer_than_any_is_kept_as_it_is() {
+    let key = "k".repeat(70_000).as_str().into();
+    let owner = Owner { bucket: BucketId(5), key, upload: None, part: None, ordinal: 1, offset: 0 };
+    let header = FragmentHeader { owner: Some(owner), ..Content::new(1, 9_000).header() };
+    let (disk, _) = disk_with_record(1 << 20, KIND_FRAGMENT, &header.to_wire());
+    let sim = Sim::open(disk, small_options(), start_of_time());
+    assert_eq!((sim.report.foreign.len(), sim.engine.stat().fragments), (1, 0));
+}
+
+#[test]
+fn disk_of_larger_segments_than_the_index_can_count_is_refused() {
+    let disk = format_sim(1, 512 << 20, 24);
+    let recovery = Recovery::start(disk, Some(IDENTITY)).unwrap();
+    let refused = Engine::<Slip>::recover(start_of_time(), recovery, small_options());
+    assert!(matches!(refused, Err(JournalError::Invalid(_))));
+}
+
+#[test]
+fn stop_after_a_replay_spares_the_next_start_the_same() {
+    let mut sim = small();
+    for stripe in 0..20 {
+        sim.put_now(&Content::new(stripe, 9_000)).unwrap();
+    }
+    let sim = sim.crash();
+    assert!(sim.report.replayed >= 20);
+    let sim = sim.restart();
+    assert_eq!((sim.report.fragments, sim.report.checkpoint), (20, Some(1)));
+    assert!(sim.report.replayed < 10, "{} records replayed", sim.report.replayed);
 }
 
 #[test]

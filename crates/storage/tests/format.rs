@@ -71,7 +71,10 @@ fn golden() -> String {
         DeadRecord { fragment: fragment(1), segment: 5, tombstone: None },
         DeadRecord { fragment: fragment(4), segment: 5, tombstone: Some(9) },
     ];
-    let lives = [SegmentLife { segment: 5, life: 1000 }, SegmentLife { segment: 7, life: u64::MAX - 1 }];
+    let lives = [
+        SegmentLife { segment: 5, life: 1000, damaged: false },
+        SegmentLife { segment: 7, life: u64::MAX - 1, damaged: true },
+    ];
 
     let mut text = String::from("# Records of a storage disk: bodies, and rows of checkpoint tables.\n");
     text += &hex("fragment body", &header().to_wire());

@@ -163,7 +163,7 @@ async fn requests_to_another_incarnation_or_disk_are_refused() {
     for (disk, incarnation) in [(DiskId(1), Incarnation(2)), (DiskId(2), Incarnation(1))] {
         let request = StorageRequest { disk, incarnation, class: IoClass::Read, action: StorageAction::Disk };
         let refused = node.handle(request, Bytes::new(), Instant::now() + Duration::from_secs(5)).await;
-        assert_eq!(refused.unwrap_err().kind, FailureKind::Conflict);
+        assert_eq!(refused.unwrap_err().kind, FailureKind::Unavailable);
     }
     node.shutdown().await;
 }
@@ -247,7 +247,7 @@ async fn puts_that_were_answered_survive_a_stop_in_their_midst() {
             match put.await.unwrap() {
                 Ok(()) => stored.push(*content),
                 Err(failure) => {
-                    let told = [FailureKind::Unavailable, FailureKind::Unknown, FailureKind::Conflict];
+                    let told = [FailureKind::Unavailable, FailureKind::Unknown];
                     assert!(told.contains(&failure.kind), "{failure}");
                 }
             }

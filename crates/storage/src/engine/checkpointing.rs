@@ -11,7 +11,7 @@ use crate::checkpoint::{
 };
 use crate::dead::DeadRecord;
 use crate::index::Place;
-use crate::planted::planted;
+use crate::planted::{Bug, planted};
 use crate::stats::add;
 use bytes::Bytes;
 use plinth_journal::{Append, Checkpoint, Journal, Mark, Placed, Refused, SegmentState, Stream};
@@ -21,6 +21,8 @@ use std::time::Instant;
 
 /// A checkpoint is worth its bytes when the log has grown by so many times its size.
 const LOG_TO_INDEX_RATIO: u64 = 16;
+/// Records replayed at a start from which a checkpoint is written at once: about a second of reading.
+const REPLAYED_RECORDS_MAX: u64 = 65_536;
 /// Parts that are appended and not durable yet, at most: bounds memory.
 const PARTS_IN_FLIGHT_MAX: usize = 4;
 
@@ -70,9 +72,11 @@ pub(super) struct Checkpointing {
 }
 
 impl Checkpointing {
-    /// Takes over a checkpoint that recovery has loaded.
-    pub(super) fn loaded(number: u64, places: Vec<Place>) -> Self {
-        Checkpointing { last: number, places, ..Checkpointing::default() }
+    /// Takes over a checkpoint that recovery has loaded, and how many records were replayed on top:
+    /// the next start shall not have to do so again.
+    pub(super) fn loaded(number: u64, places: Vec<Place>, replayed: u64) -> Self {
+        let is_asked = replayed >= REPLAYED_RECORDS_MAX;
+        Checkpointing { last: number, places, changes: replayed, is_asked, ..Checkpointing::default() }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -111,8 +115,12 @@ impl<T: Ticket> Engine<T> {
         let used = self.journal.segments().filter(|info| {
             matches!(info.state, SegmentState::Open(_) | SegmentState::Sealed(_) | SegmentState::Quarantined)
         });
-        let lives =
-            used.map(|info| SegmentLife { segment: info.segment.0, life: info.generation.0 }).collect::<Vec<_>>();
+        let life = |info: plinth_journal::SegmentInfo| SegmentLife {
+            segment: info.segment.0,
+            life: info.generation.0,
+            damaged: self.damaged_segments.contains(&info.segment.0),
+        };
+        let lives = used.map(life).collect::<Vec<_>>();
         let mark = self.journal.mark();
         tracing::debug!(disk = %self.disk, sequence = %mark.sequence, "checkpoint begun");
         self.checkpointing.is_asked = false;
@@ -260,7 +268,7 @@ impl<T: Ticket> Engine<T> {
     pub(super) fn apply_checkpoint_root(&mut self, place: Place) {
         self.space.end(place.segment);
         let Some(mut writing) = self.checkpointing.writing.take() else { return };
-        if planted("checkpoint-mark-late") {
+        if planted(Bug::CheckpointMarkLate) {
             writing.mark = self.journal.mark();
         }
         let checkpoint = Checkpoint { mark: writing.mark, note: encode_note(place) };

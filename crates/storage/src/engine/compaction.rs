@@ -7,8 +7,8 @@
 use super::read::{READ_TRIES_MAX, body_of, check_frames, header_of};
 use super::{Effect, Engine, Ticket, place_of};
 use crate::index::{IndexEntry, Place};
-#[cfg(feature = "planted-bugs")]
-use crate::planted::planted;
+#[cfg(test)]
+use crate::planted::{Bug, planted};
 use crate::space::Candidate;
 use crate::stats::add;
 use crate::tombstone::{KIND_FRAGMENT, TOMBSTONE_FRAGMENTS_MAX, TombstoneBody};
@@ -241,8 +241,8 @@ impl<T: Ticket> Engine<T> {
 
     /// Writes the needed tombstones of the source anew; tells whether all are on their way.
     fn move_tombstones(&mut self, now: Instant, compaction: &mut Compaction) -> bool {
-        #[cfg(feature = "planted-bugs")]
-        if planted("drop-tombstone-early") {
+        #[cfg(test)]
+        if planted(Bug::DropTombstoneEarly) {
             self.dead.drop_tombstones(compaction.source);
             return true;
         }

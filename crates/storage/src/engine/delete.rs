@@ -1,7 +1,7 @@
 //! Deletes: tombstones of many requests share a record; each is answered when its own is durable.
 
 use super::{Effect, Engine, Pending, Request, Ticket, Waiter, fenced_failure};
-use crate::planted::planted;
+use crate::planted::{Bug, planted};
 use crate::tombstone::{KIND_TOMBSTONE, TOMBSTONE_FRAGMENTS_MAX, TombstoneBody};
 use bytes::Bytes;
 use plinth_journal::{Append, Refused, Sequence, Stream};
@@ -85,7 +85,7 @@ impl<T: Ticket> Engine<T> {
         // Whoever found only fragments that are being deleted already waits for those as well.
         let sequence = self.appended.back().map_or(self.journal.durable(), |last| last.sequence);
         let waiters = std::mem::take(&mut self.deletes.batch_waiters);
-        if planted("delete-without-tombstone-sync") {
+        if planted(Bug::DeleteWithoutTombstoneSync) {
             return waiters.into_iter().for_each(|deleter| self.finish_delete(now, deleter));
         }
         self.deletes.waiting.extend(waiters.into_iter().map(|deleter| (sequence, deleter)));

@@ -33,7 +33,7 @@ use plinth_protocol::storage::{
 };
 use plinth_protocol::{Failure, FailureKind, FragmentId};
 use read::ReadWork;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -172,6 +172,8 @@ pub struct Engine<T> {
     space: Space,
     /// Damage that is no fragment's entry: unknown kinds, unreadable stretches.
     damage_count: u64,
+    /// Segments that hold such damage; each checkpoint says so, since a start from it does not look again.
+    damaged_segments: BTreeSet<u32>,
     queues: Queues<Admitted<T>>,
     appended: VecDeque<Appended<T>>,
     pending: HashMap<FragmentId, Pending>,

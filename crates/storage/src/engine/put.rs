@@ -3,7 +3,7 @@
 use super::{Admitted, Effect, Engine, Ticket, Waiter, fenced_failure, place_of};
 use crate::admission::check_put;
 use crate::index::{IndexEntry, Place};
-use crate::planted::planted;
+use crate::planted::{Bug, planted};
 use crate::space::stop_bytes;
 use crate::stats::add;
 use crate::tombstone::KIND_FRAGMENT;
@@ -94,7 +94,7 @@ impl<T: Ticket> Engine<T> {
                 let request = admitted.request;
                 let waiter = Waiter { class: request.class, arrived: request.arrived, ticket: request.ticket };
                 let mut waiters = vec![waiter];
-                if planted("ack-before-durable") {
+                if planted(Bug::AckBeforeDurable) {
                     waiters.drain(..).for_each(|waiter| self.finish(now, waiter, stored()));
                 }
                 self.note_append(now, placed, Effect::Put { fragment, place, payload, waiters });

@@ -5,12 +5,13 @@
 
 use super::checkpointing::Checkpointing;
 use super::{Engine, EngineOptions, Phase, Ticket, place_of};
-use crate::admission::FRAGMENT_BYTES_MAX;
+use crate::admission::{FRAGMENT_BYTES_MAX, HEADER_BYTES_MAX};
 use crate::checkpoint::{
     KIND_CHECKPOINT_PART, KIND_CHECKPOINT_ROOT, PartBody, PartPlace, RootBody, Rows, decode_note, decode_rows,
 };
 use crate::dead::DeadRecords;
 use crate::index::{Index, IndexEntry, Place};
+use crate::node::SEGMENT_BYTES_MAX;
 use crate::queue::Queues;
 use crate::space::Space;
 use crate::stats::DiskStats;
@@ -22,7 +23,7 @@ use plinth_protocol::FragmentId;
 use plinth_protocol::buffer::BLOCK_BYTES;
 use plinth_protocol::stripe::FragmentHeader;
 use plinth_protocol::wire::Wire;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -64,6 +65,8 @@ struct Rebuild {
     lives: BTreeMap<u32, Generation>,
     checkpoint_places: Vec<Place>,
     checkpoint_number: u64,
+    /// Segments with damage that was found before the checkpoint.
+    damaged_segments: BTreeSet<u32>,
     report: RecoveryReport,
 }
 
@@ -76,6 +79,11 @@ impl<T: Ticket> Engine<T> {
         mut recovery: Recovery<D>,
         options: EngineOptions,
     ) -> Result<Opened<T, D>, JournalError> {
+        let segment_bytes = recovery.superblock().segment_bytes;
+        if segment_bytes > SEGMENT_BYTES_MAX {
+            let text = format!("segments of {segment_bytes} bytes: a storage disk has at most {SEGMENT_BYTES_MAX}");
+            return Err(JournalError::Invalid(text));
+        }
         let mut rebuild = Rebuild::default();
         rebuild.load_checkpoint(&mut recovery);
         for record in recovery.by_ref() {
@@ -139,6 +147,7 @@ impl Rebuild {
         }
         match decode_rows(&body, &payload).map_err(|error| error.to_string())? {
             Rows::Segments(rows) => {
+                self.damaged_segments.extend(rows.iter().filter(|row| row.damaged).map(|row| row.segment));
                 self.lives.extend(rows.into_iter().map(|row| (row.segment, Generation(row.life))));
             }
             // What lies in a segment opened after the mark comes with the replay.
@@ -160,10 +169,12 @@ impl Rebuild {
         self.enter_life(record.position.segment.0, record.generation);
         match record.kind {
             KIND_FRAGMENT => match FragmentHeader::decode(&record.body) {
-                Ok(header) if record.payload_bytes as usize <= FRAGMENT_BYTES_MAX => {
+                Ok(header)
+                    if record.payload_bytes as usize <= FRAGMENT_BYTES_MAX && record.body.len() <= HEADER_BYTES_MAX =>
+                {
                     self.replay_fragment(header.fragment, record);
                 }
-                Ok(_) => self.foreign(record.position, "fragment larger than any may be".to_owned()),
+                Ok(_) => self.foreign(record.position, "fragment or header larger than any may be".to_owned()),
                 Err(error) => self.foreign(record.position, format!("fragment header: {error}")),
             },
             KIND_TOMBSTONE => match TombstoneBody::decode(&record.body) {
@@ -216,6 +227,7 @@ impl Rebuild {
             self.index.remove(fragment);
         }
         self.dead.release(segment);
+        self.damaged_segments.remove(&segment);
     }
 
     fn entries_in(&self, segment: u32) -> impl Iterator<Item = IndexEntry> + '_ {
@@ -273,7 +285,7 @@ impl Rebuild {
     }
 
     /// Counts live bytes and pins from what has been found.
-    fn space(&self, report: &RecoveryReport) -> Space {
+    fn space(&self) -> Space {
         let mut space = Space::default();
         for entry in self.index.iter_after(None) {
             space.add(entry.place.segment, entry.place.record_bytes());
@@ -284,22 +296,35 @@ impl Rebuild {
         for place in &self.checkpoint_places {
             space.add_checkpoint(place.segment, place.record_bytes());
         }
-        report.foreign.iter().for_each(|(position, _)| space.pin(position.segment.0));
-        for damage in &report.damage {
-            match damage {
-                Damage::SegmentHead { segment } | Damage::SegmentLost { segment, .. } => space.pin(segment.0),
-                Damage::Stretch { from: position, .. }
-                | Damage::Body { position, .. }
-                | Damage::Payload { position, .. }
-                | Damage::Unreadable { position, .. } => space.pin(position.segment.0),
-                Damage::Missing { .. } | Damage::SuperblockBehind { .. } => {}
-            }
-        }
+        self.damaged_segments.iter().for_each(|segment| space.pin(*segment));
         space
     }
 
-    fn into_engine<T: Ticket>(self, journal: Journal, options: EngineOptions, report: &RecoveryReport) -> Engine<T> {
-        let space = self.space(report);
+    /// Joins the segments with damage that this start has found to those known before. Returns how
+    /// much damage that is: what was found, and one for each segment that was not looked at again.
+    fn join_damage(&mut self, report: &RecoveryReport) -> u64 {
+        let mut found: BTreeSet<u32> = report.foreign.iter().map(|(position, _)| position.segment.0).collect();
+        found.extend(report.damage.iter().filter_map(|damage| match damage {
+            Damage::SegmentHead { segment } | Damage::SegmentLost { segment, .. } => Some(segment.0),
+            Damage::Stretch { from: position, .. }
+            | Damage::Body { position, .. }
+            | Damage::Payload { position, .. }
+            | Damage::Unreadable { position, .. } => Some(position.segment.0),
+            Damage::Missing { .. } | Damage::SuperblockBehind { .. } => None,
+        }));
+        let known = self.damaged_segments.difference(&found).count();
+        self.damaged_segments.append(&mut found);
+        (report.foreign.len() + report.damage.len() + known) as u64
+    }
+
+    fn into_engine<T: Ticket>(
+        mut self,
+        journal: Journal,
+        options: EngineOptions,
+        report: &RecoveryReport,
+    ) -> Engine<T> {
+        let damage_count = self.join_damage(report);
+        let space = self.space();
         let superblock = journal.superblock();
         Engine {
             disk: superblock.identity.disk,
@@ -309,7 +334,8 @@ impl Rebuild {
             index: self.index,
             dead: self.dead,
             space,
-            damage_count: (report.foreign.len() + report.damage.len()) as u64,
+            damage_count,
+            damaged_segments: self.damaged_segments,
             queues: Queues::default(),
             appended: VecDeque::new(),
             pending: HashMap::new(),
@@ -324,7 +350,7 @@ impl Rebuild {
             reclaim_due: true,
             reclaim_at: None,
             last_segment: u32::MAX,
-            checkpointing: Checkpointing::loaded(self.checkpoint_number, self.checkpoint_places),
+            checkpointing: Checkpointing::loaded(self.checkpoint_number, self.checkpoint_places, report.replayed),
             fenced: journal.fenced().map(str::to_owned),
             phase: Phase::Serving,
             turn_again: None,

@@ -233,6 +233,13 @@ impl Sim {
         Sim::open(disk, options, now)
     }
 
+    /// Kills the process and starts it again; the power stays, nothing is flushed.
+    pub fn kill(self) -> Sim {
+        let Sim { mut disk, now, options, .. } = self;
+        disk.kill();
+        Sim::open(disk, options, now)
+    }
+
     /// Ends gracefully and starts again.
     pub fn restart(mut self) -> Sim {
         self.engine.handle_shutdown();
