@@ -14,6 +14,7 @@ mod recovery;
 
 pub use recovery::{Opened, RecoveryReport};
 
+use crate::admission::Checked;
 use crate::dead::DeadRecords;
 use crate::index::{Index, IndexEntry, Place};
 use crate::queue::{Queues, limit};
@@ -111,8 +112,8 @@ impl Default for EngineOptions {
 /// A request that was let in, with what has been found out about it.
 struct Admitted<T> {
     request: Request<T>,
-    /// The header's wire bytes, once a put has passed its check.
-    checked: Option<Vec<u8>>,
+    /// What was found, once a put has passed its check.
+    checked: Option<Checked>,
     /// Whether memory for a read's bytes has been reserved.
     reserved: bool,
 }
