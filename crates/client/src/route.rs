@@ -166,10 +166,16 @@ enum Step {
     Pause(Duration),
 }
 
+/// Whom to ask next, and where that is in case the map does not know the node yet.
+struct Hint {
+    node: NodeId,
+    address: Option<String>,
+}
+
 /// The search for the leader that answers one request.
 struct Search {
     /// Whom to ask next: the cached leader or one that was named.
-    hint: Option<NodeId>,
+    hint: Option<Hint>,
     hints_followed: u32,
     /// Voters asked since the last pause.
     asked: usize,
@@ -182,17 +188,28 @@ struct Search {
     last: Option<Failure>,
 }
 
+impl Hint {
+    /// The map's word goes first. A leader that joined after the map was taken is found by the address that
+    /// came with its name; its certificate proves that it is the node that was named.
+    fn peer(self, client: &Client, chart: &Chart) -> Option<Arc<Peer>> {
+        let Hint { node, address } = self;
+        let named = || address.map(|address| Arc::new(Peer { node, incarnation: None, address }));
+        client.find_peer(chart, node).or_else(named)
+    }
+}
+
 impl Search {
     fn new(leader: Option<NodeId>) -> Self {
         let pause = PAUSE_MIN;
-        Search { hint: leader, hints_followed: 0, asked: 0, cursor: None, voters: 0, pause, unknown: false, last: None }
+        let hint = leader.map(|node| Hint { node, address: None });
+        Search { hint, hints_followed: 0, asked: 0, cursor: None, voters: 0, pause, unknown: false, last: None }
     }
 
     fn next_peer(&mut self, client: &Client, chart: &Chart, group: GroupId) -> Option<Arc<Peer>> {
         let voters = chart.voters(group);
         let bootstrap = voters.is_empty() && group == GROUP_SYSTEM;
         self.voters = if bootstrap { client.inner.bootstrap.len() } else { voters.len() };
-        if let Some(peer) = self.hint.take().and_then(|node| client.find_peer(chart, node)) {
+        if let Some(peer) = self.hint.take().and_then(|hint| hint.peer(client, chart)) {
             return Some(peer);
         }
         if self.voters == 0 {
@@ -212,10 +229,9 @@ impl Search {
         let busy = failure.retry_after_ms.unwrap_or(0);
         match failure.kind {
             FailureKind::NotLeader => {
-                if let Some(leader) =
-                    failure.leader.filter(|&leader| leader != asked && self.hints_followed < HINTS_MAX)
+                if let Some(node) = failure.leader.filter(|&leader| leader != asked && self.hints_followed < HINTS_MAX)
                 {
-                    self.hint = Some(leader);
+                    self.hint = Some(Hint { node, address: failure.leader_address });
                     self.hints_followed += 1;
                     return Ok(Step::Next);
                 }
@@ -223,7 +239,7 @@ impl Search {
             FailureKind::Unavailable => {}
             FailureKind::Busy => {
                 // The same node again: it leads, but its queue is full.
-                self.hint = Some(asked);
+                self.hint = Some(Hint { node: asked, address: None });
                 return Ok(Step::Pause(Duration::from_millis(busy).clamp(PAUSE_MIN, PAUSE_MAX)));
             }
             FailureKind::Unknown => self.unknown = true,

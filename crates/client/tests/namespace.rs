@@ -8,8 +8,9 @@ use fakes::*;
 use plinth_client::Client;
 use plinth_protocol::meta::{Command, ListQuery, Outcome, Query, RefusalKind, Reply};
 use plinth_protocol::object::{Body, BucketState};
-use plinth_protocol::{Epoch, FailureKind, GroupId, NodeId};
+use plinth_protocol::{Epoch, FailureKind, GroupId, NodeId, Role};
 use plinth_transport::Fault;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -29,6 +30,17 @@ async fn the_leader_is_found_by_hint_and_remembered() {
     cluster.meta.leader.store(3, Relaxed);
     put_empty(&client, "key").await;
     assert_eq!(cluster.meta.calls.load(Relaxed), calls + 3, "one call to the old leader, one to the new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_joined_after_the_configuration_was_written_is_found_by_its_address() {
+    let cluster = Cluster::new(Shape::default());
+    let newcomer = NodeId(4);
+    cluster.network.attach(identity(newcomer, Role::Meta), Arc::new(MetaService(cluster.meta.clone(), newcomer)));
+    cluster.meta.leader.store(newcomer.0, Relaxed);
+    // Neither the client's configuration nor the map names node 4.
+    let client = cluster.client().await;
+    put_empty(&client, "key").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -102,13 +102,15 @@ record! {
         2 => text: String,
         3 -> retry_after_ms: Option<u64>,
         4 -> leader: Option<NodeId>,
+        /// Where the leader is: the caller's map may be older than the leader.
+        5 -> leader_address: Option<String>,
     }
 }
 
 impl Failure {
     /// Makes a failure without delay or leader.
     pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
-        Failure { kind, text: text.into(), retry_after_ms: None, leader: None }
+        Failure { kind, text: text.into(), retry_after_ms: None, leader: None, leader_address: None }
     }
 }
 

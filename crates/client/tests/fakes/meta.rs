@@ -58,7 +58,8 @@ impl FakeMeta {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let leader = NodeId(self.leader.load(Ordering::Relaxed));
         if node != leader {
-            return Err(Failure { leader: Some(leader), ..Failure::new(FailureKind::NotLeader, "not I") });
+            let failure = Failure::new(FailureKind::NotLeader, "not I");
+            return Err(Failure { leader: Some(leader), leader_address: Some("there".into()), ..failure });
         }
         let mut state = self.state.lock().unwrap();
         match MetaRequest::decode(&request.header)? {

@@ -71,7 +71,7 @@ impl Service for StorageService {
     }
 }
 
-struct MetaService(Arc<FakeMeta>, NodeId);
+pub struct MetaService(pub Arc<FakeMeta>, pub NodeId);
 
 impl Service for MetaService {
     fn serve(&self, request: Request) -> plinth_transport::BoxFuture<'static, Result<Response, Failure>> {

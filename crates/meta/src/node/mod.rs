@@ -78,16 +78,20 @@ impl MetaNode {
     /// `Busy` where too much waits, with `Unknown` where a mutation may or may not have been decided: ask again
     /// with the same request id.
     pub async fn handle_meta(&self, request: MetaRequest, deadline: Instant) -> Result<Reply, Failure> {
-        match request {
+        let answer = match request {
             MetaRequest::Mutate(mutation) => self.inner.mutate(&mutation, deadline).await.map(Reply::Outcome),
             MetaRequest::Query(GroupQuery { group, query }) => self.inner.query(group, query, deadline).await,
-        }
+        };
+        answer.map_err(|failure| self.inner.with_address(failure))
     }
 
     /// As [`MetaNode::handle_meta`], with the reply's bytes; listings are not taken apart on the way.
     pub async fn handle_meta_encoded(&self, request: MetaRequest, deadline: Instant) -> Result<Bytes, Failure> {
         match request {
-            MetaRequest::Query(GroupQuery { group, query }) => self.inner.query_encoded(group, query, deadline).await,
+            MetaRequest::Query(GroupQuery { group, query }) => {
+                let answer = self.inner.query_encoded(group, query, deadline).await;
+                answer.map_err(|failure| self.inner.with_address(failure))
+            }
             mutate => Ok(self.handle_meta(mutate, deadline).await?.to_bytes()),
         }
     }
@@ -133,6 +137,11 @@ impl MetaNode {
         }
     }
 
+    /// Gives leadership away, as far as others take it over within a moment; the node goes on serving.
+    pub async fn hand_over(&self) {
+        self.inner.hand_over().await;
+    }
+
     /// Gives leadership away, flushes, and closes log and databases.
     pub async fn shutdown(self) {
         for task in lock(&self.inner.duties).drain(..) {
@@ -171,7 +180,13 @@ impl Inner {
         match self.group(group) {
             Ok(open) => Ok(open),
             Err(_) if matches!(call, RaftCall::Append | RaftCall::SnapshotBegin) => {
-                Ok(groups::join(self, group).await?)
+                // A task of its own: the caller's deadline must not end it halfway, with the database still locked.
+                let inner = self.clone();
+                let joining = tokio::spawn(async move { groups::join(&inner, group).await });
+                joining
+                    .await
+                    .map_err(|error| Failure::new(FailureKind::Unavailable, error.to_string()))?
+                    .map_err(Into::into)
             }
             Err(failure) => Err(failure),
         }
@@ -220,6 +235,12 @@ impl Inner {
             true => blocking(move || Ok(answer())).await?,
             false => answer(),
         }
+    }
+
+    /// Says where the leader is that a failure names.
+    fn with_address(&self, failure: Failure) -> Failure {
+        let leader_address = failure.leader.and_then(|leader| self.ledger.address(leader));
+        Failure { leader_address, ..failure }
     }
 
     /// Waits a little for others to lead the groups that this node leads.

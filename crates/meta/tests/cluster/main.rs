@@ -289,6 +289,7 @@ async fn voters_are_added_and_removed_under_load() {
     let map = cluster.map().await;
     assert_eq!(map.voters, (1..=4).map(NodeId).collect::<Vec<_>>());
     assert_eq!(map.shards[0].voters, map.voters);
+    assert_followers_say_where_the_leader_is(&cluster).await;
     cluster.admin(AdminRequest::RemoveVoter(NodeId(1))).await.unwrap();
     let leader = cluster.await_leader(SHARD).await;
     assert_ne!(leader, NodeId(1));
@@ -302,6 +303,19 @@ async fn voters_are_added_and_removed_under_load() {
     for number in 0..written {
         assert!(cluster.has(&format!("load{number:05}")).await);
     }
+}
+
+/// A client that knows one voter must be able to reach a leader that joined later.
+async fn assert_followers_say_where_the_leader_is(cluster: &Cluster) {
+    let failure = until(|| async {
+        let leader = cluster.await_leader(GROUP_SYSTEM).await;
+        let follower = (1..=4).map(NodeId).find(|node| *node != leader)?;
+        let query = GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None) };
+        let answer = cluster.ask(follower, MetaRequest::Query(query), Duration::from_secs(2)).await;
+        answer.err().filter(|failure| failure.kind == FailureKind::NotLeader && failure.leader.is_some())
+    });
+    let failure = failure.await.expect("a follower names the leader");
+    assert!(failure.leader_address.is_some(), "{failure:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
