@@ -22,6 +22,8 @@ use crate::gateway::{DRAIN_BYTES_MAX, Gateway, Origin};
 use crate::guard::{Guarded, Watch};
 use crate::head::HEADER_COUNT_MAX;
 use crate::store::Store;
+use plinth_transport::{HandshakeGate, Pass};
+use tokio::time::Instant;
 
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -44,6 +46,7 @@ pub async fn serve<S: Store>(
     let (stop, stopped) = watch::channel(false);
     let stopping = Arc::new(AtomicBool::new(false));
     let sources = Sources::default();
+    let gate = HandshakeGate::new();
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -67,11 +70,19 @@ pub async fn serve<S: Store>(
             tracing::warn!(source = %address.ip(), "too many connections");
             continue;
         };
+        let pass = match &tls {
+            Some(_) => gate.admit(address.ip(), Instant::now()).map(Some),
+            None => Some(None),
+        };
+        let Some(pass) = pass else {
+            tracing::debug!(source = %address.ip(), "too many handshakes");
+            continue;
+        };
         let (gateway, tls, stopped) = (gateway.clone(), tls.clone(), stopped.clone());
         let stopping = Arc::clone(&stopping);
         connections.spawn(async move {
             let _place = place;
-            accept(stream, tls, gateway, stopped, stopping).await;
+            accept(stream, tls, pass, gateway, stopped, stopping).await;
         });
     }
     drop(listener);
@@ -87,6 +98,7 @@ pub async fn serve<S: Store>(
 async fn accept<S: Store>(
     stream: TcpStream,
     tls: Option<tokio_rustls::TlsAcceptor>,
+    pass: Option<Pass>,
     gateway: Gateway<S>,
     stopped: watch::Receiver<bool>,
     stopping: Arc<AtomicBool>,
@@ -98,11 +110,15 @@ async fn accept<S: Store>(
     }
     match tls {
         None => serve_stream(stream, false, gateway, stopped, stopping).await,
-        Some(acceptor) => match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => serve_stream(stream, true, gateway, stopped, stopping).await,
-            Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
-            Err(_) => tracing::debug!("handshake timed out"),
-        },
+        Some(acceptor) => {
+            let shaken = tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await;
+            drop(pass);
+            match shaken {
+                Ok(Ok(stream)) => serve_stream(stream, true, gateway, stopped, stopping).await,
+                Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
+                Err(_) => tracing::debug!("handshake timed out"),
+            }
+        }
     }
 }
 

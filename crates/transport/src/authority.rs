@@ -297,6 +297,14 @@ impl NodeCertificate {
     }
 }
 
+/// Returns the first and the last moment of the first certificate of a PEM text, whoever signed it.
+pub fn validity(pem: &str) -> Result<(SystemTime, SystemTime), TransportError> {
+    let certificates = parse_certificates(pem)?;
+    let (_, leaf) = X509Certificate::from_der(&certificates[0]).map_err(refuse_x509)?;
+    let (from, until) = validity_of(&leaf);
+    Ok((SystemTime::UNIX_EPOCH + Duration::from_secs(from), SystemTime::UNIX_EPOCH + Duration::from_secs(until)))
+}
+
 /// Returns the second since 1970 with which a certificate's validity ends.
 pub(crate) fn valid_until_seconds(der: &[u8]) -> Result<u64, TransportError> {
     let (_, parsed) = X509Certificate::from_der(der).map_err(refuse_x509)?;

@@ -265,6 +265,12 @@ impl Channel {
         }
     }
 
+    /// Returns whether more waits for the socket than frames can have put there: the peer makes TLS answer (key
+    /// updates) and takes no answers.
+    pub(crate) fn is_clogged(&self) -> bool {
+        self.output.pending().len() > 2 * OUTPUT_BYTES_MAX
+    }
+
     /// Returns whether sealed bytes wait for the socket.
     pub(crate) fn has_output(&self) -> bool {
         !self.output.pending().is_empty()

@@ -24,6 +24,7 @@ pub(crate) struct Counters {
     pub(crate) connections_opened: AtomicU64,
     pub(crate) connections_closed: AtomicU64,
     pub(crate) handshakes_refused: AtomicU64,
+    pub(crate) handshakes_throttled: AtomicU64,
     pub(crate) checksum_mismatches: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) reading_paused: AtomicU64,
@@ -96,6 +97,7 @@ impl Counters {
             connections_opened: self.connections_opened.load(Relaxed),
             connections_closed: self.connections_closed.load(Relaxed),
             handshakes_refused: self.handshakes_refused.load(Relaxed),
+            handshakes_throttled: self.handshakes_throttled.load(Relaxed),
             checksum_mismatches: self.checksum_mismatches.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
             reading_paused: self.reading_paused.load(Relaxed),
@@ -116,6 +118,8 @@ pub struct Snapshot {
     pub connections_closed: u64,
     /// Connections that were refused before or during it, for whatever reason.
     pub handshakes_refused: u64,
+    /// Connections that were closed unread because too many came at once.
+    pub handshakes_throttled: u64,
     /// Frames whose header or payload failed its checksum.
     pub checksum_mismatches: u64,
     /// Calls whose caller stopped waiting.

@@ -24,6 +24,7 @@ mod counters;
 mod credentials;
 mod error;
 pub mod frame;
+mod gate;
 mod link;
 mod local;
 mod name;
@@ -42,6 +43,7 @@ pub use call::{
 pub use counters::{DURATION_BOUNDS_US, MethodSnapshot, PeerSnapshot, Snapshot};
 pub use credentials::Credentials;
 pub use error::TransportError;
+pub use gate::{HANDSHAKES_MAX, HANDSHAKES_PER_SECOND_MAX, HandshakeGate, Pass};
 pub use link::{TlsLink, call_joining};
 pub use local::{Fault, Judge, LocalLink, LocalNetwork, Passage};
 pub use name::NodeName;

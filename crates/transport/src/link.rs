@@ -99,6 +99,12 @@ impl TlsLink {
         self.counters.snapshot()
     }
 
+    /// Returns what reads the counters, also once the link is gone.
+    pub fn meter(&self) -> Arc<dyn Fn() -> Snapshot + Send + Sync> {
+        let counters = self.counters.clone();
+        Arc::new(move || counters.snapshot())
+    }
+
     fn credentials(&self) -> Arc<Credentials> {
         self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

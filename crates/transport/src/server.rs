@@ -12,12 +12,13 @@ use crate::counters::{Counters, Snapshot};
 use crate::credentials::{Credentials, lifetime, peer_name};
 use crate::error::TransportError;
 use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
+use crate::gate::HandshakeGate;
 use crate::pool::BufferPool;
 use crate::serving::{Serving, Shared, Terms};
 use crate::session::Session;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{ClusterId, FailureKind, Incarnation, NodeId};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -28,12 +29,12 @@ use tokio::time::Instant;
 
 /// Connections that a server keeps at once; further ones are closed unread.
 pub const CONNECTIONS_MAX: usize = 8192;
-/// Handshakes that a server works on at once; further connections are closed unread.
-pub const HANDSHAKES_MAX: usize = 256;
 /// Longest time for a handshake, hellos included.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// Connections without certificate that a server keeps at once.
 pub const STRANGERS_MAX: usize = 64;
+/// Bytes in flight of all connections without certificate beyond which none of them reads on.
+pub const STRANGERS_BYTES_IN_FLIGHT_MAX: usize = 1 << 20;
 /// Longest life of a connection without certificate.
 pub const STRANGER_LIFETIME_MAX: Duration = Duration::from_secs(60);
 /// Default of [`ServerConfig::bytes_in_flight_max`].
@@ -78,9 +79,11 @@ struct House {
     allowed: Allowed,
     small: Arc<Budget>,
     bulk: Arc<Budget>,
+    /// Of connections without certificate, apart: what strangers send must not keep nodes waiting.
+    strange: Arc<Budget>,
     counters: Arc<Counters>,
     pool: Arc<BufferPool>,
-    handshakes: Arc<Semaphore>,
+    gate: Arc<HandshakeGate>,
     strangers: Arc<Semaphore>,
     connections: Mutex<Vec<Weak<Shared>>>,
 }
@@ -104,9 +107,10 @@ impl Server {
             allowed: config.allowed,
             small: Arc::new(Budget::new(config.bytes_in_flight_max / 4)),
             bulk: Arc::new(Budget::new(config.bytes_in_flight_max)),
+            strange: Arc::new(Budget::new(STRANGERS_BYTES_IN_FLIGHT_MAX)),
             counters: Arc::default(),
             pool: BufferPool::new(),
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            gate: HandshakeGate::new(),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             connections: Mutex::default(),
         });
@@ -125,9 +129,15 @@ impl Server {
         self.house.counters.snapshot()
     }
 
+    /// Returns what reads the counters, also once the server is gone.
+    pub fn meter(&self) -> Arc<dyn Fn() -> Snapshot + Send + Sync> {
+        let counters = self.house.counters.clone();
+        Arc::new(move || counters.snapshot())
+    }
+
     /// Returns the bytes of requests and answers in flight.
     pub fn bytes_in_flight(&self) -> usize {
-        self.house.small.used() + self.house.bulk.used()
+        self.house.small.used() + self.house.bulk.used() + self.house.strange.used()
     }
 
     /// Uses other credentials for connections accepted from now on. The node must be the same.
@@ -155,7 +165,7 @@ async fn listen(listener: TcpListener, house: Arc<House>, mut stopped: watch::Re
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => house.accept(socket, &mut connections),
+                Ok((socket, address)) => house.accept(socket, address.ip(), &mut connections),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -195,18 +205,18 @@ impl House {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn accept(self: &Arc<Self>, socket: TcpStream, connections: &mut JoinSet<()>) {
-        let permit = match self.handshakes.clone().try_acquire_owned() {
-            Ok(permit) if connections.len() < CONNECTIONS_MAX => permit,
+    fn accept(self: &Arc<Self>, socket: TcpStream, source: IpAddr, connections: &mut JoinSet<()>) {
+        let pass = match self.gate.admit(source, Instant::now()) {
+            Some(pass) if connections.len() < CONNECTIONS_MAX => pass,
             _ => {
-                self.counters.handshakes_refused.fetch_add(1, Relaxed);
+                self.counters.handshakes_throttled.fetch_add(1, Relaxed);
                 return;
             }
         };
         let house = self.clone();
         connections.spawn(async move {
             let welcome = tokio::time::timeout(HANDSHAKE_MAX, house.welcome(socket)).await;
-            drop(permit);
+            drop(pass);
             match welcome.unwrap_or(Err(TransportError::Silent("handshake took more than 5 s"))) {
                 Ok(guest) => house.entertain(guest).await,
                 Err(error) => {
@@ -225,7 +235,11 @@ impl House {
             caller,
             lane,
             expires,
-            budget: if lane == Lane::Bulk { self.bulk.clone() } else { self.small.clone() },
+            budget: match lane {
+                _ if stranger.is_some() => self.strange.clone(),
+                Lane::Bulk => self.bulk.clone(),
+                Lane::Small => self.small.clone(),
+            },
             counters: self.counters.clone(),
         };
         let (serving, shared) = Serving::new(channel, terms);

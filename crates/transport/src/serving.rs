@@ -202,7 +202,7 @@ impl Serving {
             Lane::Small => SMALL_BYTES_IN_FLIGHT_MAX,
             Lane::Bulk => BULK_BYTES_IN_FLIGHT_MAX,
         };
-        self.bytes > own_max || self.terms.budget.is_over(cx.waker())
+        self.bytes > own_max || self.channel.is_clogged() || self.terms.budget.is_over(cx.waker())
     }
 
     fn charge(&mut self, bytes: usize) {
