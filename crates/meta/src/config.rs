@@ -31,9 +31,10 @@ pub struct MetaConfig {
 /// Bounds and times of a voter. Every default suits a production voter.
 #[derive(Debug, Clone)]
 pub struct MetaLimits {
-    /// Shortest silence of a leader, in milliseconds, after which a follower stands for election.
+    /// Shortest time, in milliseconds, that a follower waits beyond the leader's lease before it stands for election.
     pub election_ms_min: u64,
-    /// Longest such silence, in milliseconds.
+    /// Longest such time, in milliseconds; as long is the leader's lease, within which nobody votes for another. A
+    /// silent leader is thus replaced after `election_ms_max` and `election_ms_min` to twice `election_ms_max`.
     pub election_ms_max: u64,
     /// Milliseconds between two heartbeats.
     pub heartbeat_ms: u64,
@@ -92,8 +93,8 @@ pub struct MetaLimits {
 impl Default for MetaLimits {
     fn default() -> Self {
         MetaLimits {
-            election_ms_min: 1_000,
-            election_ms_max: 2_000,
+            election_ms_min: 500,
+            election_ms_max: 1_000,
             heartbeat_ms: 250,
             entry_bytes_max: 1 << 20,
             entry_mutations_max: 1_024,

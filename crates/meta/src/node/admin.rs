@@ -222,9 +222,17 @@ async fn wait_for_other_leader(
 async fn rebuild_placement(inner: &Arc<Inner>) -> Result<String, Failure> {
     let map = map(inner).await?;
     let plan = placement::plan(&map, None).map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
+    let code = plan.code.unwrap_or(map.code);
+    if code.m < map.code.m {
+        let text = format!(
+            "the disks that are up carry the code {code} only, and {} holds: bring the others back first",
+            map.code
+        );
+        return Err(Failure::new(FailureKind::Conflict, text));
+    }
     let (added, closed) = (plan.add.len(), plan.close.len());
     match inner.command(GROUP_SYSTEM, Command::ChangePlacement(plan), STEP_MAX).await? {
         Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
-        _ => Ok(format!("{added} placement groups added, {closed} closed")),
+        _ => Ok(format!("{added} placement groups added, {closed} closed, code {code} for new stripes")),
     }
 }

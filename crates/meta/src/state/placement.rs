@@ -55,7 +55,9 @@ pub fn plan(map: &ClusterMap, code: Option<Code>) -> Result<ChangePlacement, Pla
     let mut candidates = candidates(map);
     let domains: BTreeSet<&str> = candidates.iter().map(|candidate| candidate.domain.as_str()).collect();
     let domains = domains.len();
-    let code = code.unwrap_or(Code::for_domains(domains));
+    // In a cluster of one node its disks are the domains.
+    let domains_of_code = if domains == 1 { candidates.len() } else { domains };
+    let code = code.unwrap_or(Code::for_domains(domains_of_code));
     if domains == 1 && code.width() > 1 {
         for candidate in &mut candidates {
             candidate.domain = candidate.disk.to_string();
@@ -313,6 +315,46 @@ mod tests {
         assert_eq!(groups[0].pg, PgId(5));
         assert!(groups.iter().all(|group| group.disks.contains(&DiskId(1))));
         assert_distinct_domains(&candidates, &groups);
+    }
+
+    #[test]
+    fn the_disks_of_an_only_node_keep_their_code() {
+        use plinth_protocol::map::{DiskRecord, NodeRecord};
+        use plinth_protocol::{ClusterId, Epoch, Incarnation, NodeId};
+        let node = NodeRecord {
+            node: NodeId(1),
+            name: "n1".into(),
+            roles: vec![Role::Storage],
+            address: String::new(),
+            incarnation: Incarnation(1),
+            state: State::Up,
+            domain: "n1".into(),
+            version: None,
+        };
+        let disk = |number: u128| DiskRecord {
+            disk: DiskId(number),
+            node: NodeId(1),
+            incarnation: Incarnation(1),
+            state: State::Up,
+            name: format!("n1/d{number}"),
+            size_bytes: 1 << 30,
+            used_bytes: None,
+        };
+        let map = ClusterMap {
+            cluster: ClusterId(1),
+            epoch: Epoch(1),
+            nodes: vec![node],
+            disks: (0..3).map(disk).collect(),
+            pgs: vec![],
+            shards: vec![],
+            code: Code::new(1, 2),
+            fragment_bytes_max: 1 << 20,
+            name: "one".into(),
+            voters: vec![NodeId(1)],
+            feature_level: 1,
+        };
+        let plan = plan(&map, None).unwrap();
+        assert_eq!((plan.code, plan.add[0].code), (None, Code::new(1, 2)));
     }
 
     #[test]
