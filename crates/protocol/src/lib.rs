@@ -13,6 +13,7 @@ pub mod ids;
 pub mod map;
 pub mod meta;
 pub mod object;
+mod rights;
 pub mod rpc;
 pub mod storage;
 pub mod stripe;

@@ -4,13 +4,14 @@ use crate::join::JoinDesk;
 use bytes::Bytes;
 use plinth_meta::MetaNode;
 use plinth_protocol::frame::FRAME_BYTES;
-use plinth_protocol::meta::{AdminReply, AdminRequest, MetaRequest};
+use plinth_protocol::meta::{AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, Query, Reply};
 use plinth_protocol::storage::{StorageAction, StorageRequest};
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{Failure, FailureKind, Method};
+use plinth_protocol::{Failure, FailureKind, GROUP_SYSTEM, Method, NodeId};
 use plinth_storage::StorageNode;
 use plinth_transport::{BoxFuture, Request, Response, Service};
 use std::sync::{Arc, OnceLock};
+use tokio::time::Instant;
 
 /// Answers operators' requests that concern the process rather than the cluster.
 pub trait ProcessControl: Send + Sync + 'static {
@@ -61,7 +62,10 @@ impl Parts {
             Method::Ping => Ok(Response::default()),
             Method::Meta => {
                 let meta = started(&self.meta, "metadata")?;
-                let header = meta.handle_meta_encoded(MetaRequest::decode(&request.header)?, request.deadline).await?;
+                let asked = MetaRequest::decode(&request.header)?;
+                asked.check_caller(request.caller.node, &request.caller.roles)?;
+                check_disk(meta, &asked, request.caller.node, request.deadline).await?;
+                let header = meta.handle_meta_encoded(asked, request.deadline).await?;
                 Ok(Response { header, payload: Vec::new() })
             }
             Method::Raft => {
@@ -94,6 +98,23 @@ impl Parts {
             other => started(&self.meta, "metadata")?.handle_admin(other).await?,
         };
         Ok(header_only(&reply))
+    }
+}
+
+/// Fails with `Denied` where a node speaks of a disk that the map knows at another node.
+async fn check_disk(meta: &MetaNode, asked: &MetaRequest, caller: NodeId, deadline: Instant) -> Result<(), Failure> {
+    let MetaRequest::Mutate(mutation) = asked else { return Ok(()) };
+    let disk = match &mutation.command {
+        Command::SetDiskState(set) => set.disk,
+        Command::RegisterDisk(record) => record.disk,
+        _ => return Ok(()),
+    };
+    let query = GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None) };
+    match meta.handle_meta(MetaRequest::Query(query), deadline).await? {
+        Reply::Map(map) if map.disk(disk).is_some_and(|known| known.node != caller) => {
+            Err(Failure::new(FailureKind::Denied, format!("disk {disk} is another node's")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,170 @@
+//! Who may ask the metadata for what: one row for every command and query, deny by default.
+//!
+//! [`Method::callers`](crate::Method::callers) says which roles may speak to the metadata at all; this table says what
+//! each of them may ask. A storage node reports on its own disks and reads the map; it can make no
+//! access key, no join token, no voter. Commands without callers come from the metadata nodes
+//! themselves and never over the wire.
+
+use crate::ids::NodeId;
+use crate::meta::{Command, MetaRequest, Query};
+use crate::rpc::{Failure, FailureKind, Role};
+
+impl Command {
+    /// Returns the roles that may send the command. A command without a row does not compile.
+    pub const fn callers(&self) -> &'static [Role] {
+        match self {
+            Command::PutObject(_)
+            | Command::DeleteObject(_)
+            | Command::CreateUpload(_)
+            | Command::PutPart(_)
+            | Command::CompleteUpload(_)
+            | Command::AbortUpload(_)
+            | Command::OpenBucket(_)
+            | Command::CloseBucket(_)
+            | Command::FillIn(_)
+            | Command::FinishDeletes(_)
+            | Command::CreateBucket(_)
+            | Command::ActivateBucket(_)
+            | Command::BeginDeleteBucket(_)
+            | Command::KeepBucket(_)
+            | Command::RemoveBucket(_)
+            | Command::RegisterWriter(_) => &[Role::Gateway],
+            Command::RegisterDisk(_) | Command::SetDiskState(_) => &[Role::Storage],
+            Command::RegisterNode(_) | Command::ConsumeJoinToken(_) => &[Role::Meta],
+            Command::CreateAccessKey(_) | Command::RevokeAccessKey(_) | Command::CreateJoinToken(_) => &[Role::Admin],
+            Command::RaiseFence(_)
+            | Command::Found(_)
+            | Command::SetNodeState(_)
+            | Command::ChangePlacement(_)
+            | Command::SetVoters(_)
+            | Command::RecordVoter(_) => &[],
+        }
+    }
+
+    /// Returns the node that alone may send the command, where it speaks of one.
+    const fn speaks_of(&self) -> Option<NodeId> {
+        match self {
+            Command::RegisterWriter(node) => Some(*node),
+            Command::RegisterDisk(disk) => Some(disk.node),
+            _ => None,
+        }
+    }
+}
+
+impl Query {
+    /// Returns the roles that may ask the query. A query without a row does not compile.
+    pub const fn callers(&self) -> &'static [Role] {
+        match self {
+            Query::Object(_)
+            | Query::Parts(_)
+            | Query::Upload(_)
+            | Query::List(_)
+            | Query::Uploads(_)
+            | Query::DueDeletes(_)
+            | Query::FillIns(_)
+            | Query::Bucket(_)
+            | Query::AccessKey(_) => &[Role::Gateway],
+            Query::Buckets(_) | Query::ShardStat => &[Role::Gateway, Role::Meta, Role::Admin],
+            Query::AccessKeys | Query::Voters => &[Role::Admin],
+            Query::Map(_) => &[Role::Gateway, Role::Meta, Role::Storage, Role::Admin],
+        }
+    }
+}
+
+impl MetaRequest {
+    /// Fails with `Denied` unless the caller's roles may ask for this, and for this node.
+    pub fn check_caller(&self, caller: NodeId, roles: &[Role]) -> Result<(), Failure> {
+        let (callers, node) = match self {
+            MetaRequest::Mutate(mutation) => (mutation.command.callers(), mutation.command.speaks_of()),
+            MetaRequest::Query(query) => (query.query.callers(), None),
+        };
+        if !roles.iter().any(|role| callers.contains(role)) {
+            return Err(Failure::new(
+                FailureKind::Denied,
+                format!("{caller}'s roles may not ask the metadata for this"),
+            ));
+        }
+        match node {
+            Some(node) if node != caller => {
+                Err(Failure::new(FailureKind::Denied, format!("{caller} may not speak for {node}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{DiskId, GROUP_SYSTEM, HybridTime, Incarnation, RequestId, WriterId};
+    use crate::map::{DiskRecord, State};
+    use crate::meta::{AccessKeyRow, GroupQuery, JoinTokenRow, Mutation};
+
+    use bytes::Bytes;
+
+    fn mutation(command: Command) -> MetaRequest {
+        MetaRequest::Mutate(Mutation { group: GROUP_SYSTEM, request: RequestId(1), writer: None, token: None, command })
+    }
+
+    fn is_denied(request: &MetaRequest, role: Role) -> bool {
+        request.check_caller(NodeId(5), &[role]).is_err_and(|failure| failure.kind == FailureKind::Denied)
+    }
+
+    fn disk(node: u64) -> MetaRequest {
+        mutation(Command::RegisterDisk(DiskRecord {
+            disk: DiskId(1),
+            node: NodeId(node),
+            incarnation: Incarnation(1),
+            state: State::Up,
+            name: "s/d0".into(),
+            size_bytes: 1,
+            used_bytes: None,
+        }))
+    }
+
+    #[test]
+    fn keys_and_tokens_are_made_by_operators_alone() {
+        let key = AccessKeyRow {
+            id: "PLK".into(),
+            wrapped_secret: Bytes::new(),
+            account: "root".into(),
+            created: HybridTime::from_millis(1),
+            description: None,
+        };
+        let token = JoinTokenRow { hash: [0; 32], expires: HybridTime::from_millis(1), roles: vec![Role::Gateway] };
+        for command in
+            [Command::CreateAccessKey(key), Command::CreateJoinToken(token), Command::RevokeAccessKey("x".into())]
+        {
+            let request = mutation(command);
+            assert!(!is_denied(&request, Role::Admin));
+            for role in [Role::Gateway, Role::Meta, Role::Storage, Role::Joining] {
+                assert!(is_denied(&request, role), "{role:?} {request:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_sends_what_metadata_nodes_decide_themselves() {
+        for role in [Role::Gateway, Role::Meta, Role::Storage, Role::Admin, Role::Joining] {
+            assert!(is_denied(&mutation(Command::RaiseFence(WriterId(9))), role));
+        }
+    }
+
+    #[test]
+    fn a_node_speaks_for_itself_alone() {
+        assert!(!is_denied(&disk(5), Role::Storage));
+        assert!(is_denied(&disk(6), Role::Storage));
+        assert!(is_denied(&disk(5), Role::Gateway));
+        assert!(!is_denied(&mutation(Command::RegisterWriter(NodeId(5))), Role::Gateway));
+        assert!(is_denied(&mutation(Command::RegisterWriter(NodeId(6))), Role::Gateway));
+    }
+
+    #[test]
+    fn storage_nodes_read_the_map_and_nothing_else() {
+        let ask = |query| MetaRequest::Query(GroupQuery { group: GROUP_SYSTEM, query });
+        assert!(!is_denied(&ask(Query::Map(None)), Role::Storage));
+        for query in [Query::AccessKey("PLK".into()), Query::AccessKeys, Query::Voters, Query::Bucket("b".into())] {
+            assert!(is_denied(&ask(query), Role::Storage));
+        }
+    }
+}
