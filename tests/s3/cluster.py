@@ -46,7 +46,7 @@ class Node:
 
     @property
     def role(self):
-        return {"m": "meta", "s": "storage", "g": "gateway"}[self.name[0]]
+        return {"m": "meta", "s": "storage", "g": "gateway", "n": "all"}[self.name[0]]
 
     @property
     def pid(self):
@@ -110,19 +110,22 @@ class Node:
 class Cluster:
     """All nodes, and how to reach them."""
 
-    def __init__(self, plinth, meta=3, storage=6, gateway=1):
+    def __init__(self, plinth, meta=3, storage=6, gateway=1, single=False):
         self.plinth = str(pathlib.Path(plinth).resolve())
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="plinth-cluster-"))
         self.base_port = free_ports()
         self.ports_given = 0
         self.keep = bool(os.environ.get("PLINTH_KEEP"))
-        arguments = ["--meta", meta, "--storage", storage, "--gateway", gateway, "--base-port", self.base_port]
-        arguments += ["--segment-mib", SEGMENT_MIB]
-        command = [self.plinth, "init", "cluster", "--dir", self.folder / "nodes", "--output", "json", *arguments]
+        if single:
+            arguments = ["single", "--data", self.folder / "nodes" / "n1", "--port", self.base_port]
+        else:
+            arguments = ["cluster", "--dir", self.folder / "nodes", "--base-port", self.base_port]
+            arguments += ["--meta", meta, "--storage", storage, "--gateway", gateway, "--segment-mib", SEGMENT_MIB]
+        command = [self.plinth, "init", *arguments, "--output", "json"]
         founded = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
         if founded.returncode != 0:
             shutil.rmtree(self.folder, ignore_errors=True)
-            raise ClusterError(f"plinth init cluster: exit {founded.returncode}: {founded.stderr.strip()}")
+            raise ClusterError(f"plinth init: exit {founded.returncode}: {founded.stderr.strip()}")
         facts = json.loads(founded.stdout)
         self.endpoint = facts["s3"]
         self.access_key = facts["access_key"]

@@ -138,6 +138,81 @@ class Commands(OfOurOwn):
             self.assertTrue(all(name.startswith("plinth_") for name in names), names)
 
 
+def metric_lines(text):
+    """The names of a page of metrics with their types."""
+    return {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
+
+
+class Metrics(OfOurOwn):
+    client = "metrics"
+
+    # What a cluster that serves must export, by the table in the operators' documentation, and on which nodes.
+    EVERYWHERE = """build_info node_ready health_check rpc_duration_seconds rpc_connections_total rpc_bytes_total
+        certificate_expiry_timestamp_seconds certificate_life_ratio fragment_reads_total""".split()
+    OF_ROLE = {
+        "gateway": "s3_received_bytes_total s3_sent_bytes_total s3_in_flight_requests s3_in_flight_bytes".split(),
+        "meta": """raft_groups raft_leader_changes_total raft_failed_proposals_total raft_commit_duration_seconds
+            meta_database_bytes meta_free_bytes""".split(),
+        "storage": """journal_sync_duration_seconds journal_batch_records disk_state disk_size_bytes disk_used_bytes
+            disk_operation_duration_seconds disk_errors_total""".split(),
+    }
+    # There once something has been asked.
+    OF_THE_GATEWAY_IN_USE = "s3_requests_total s3_request_duration_seconds s3_first_byte_seconds".split()
+    OF_THE_LEADER = """raft_peer_lag_seconds node_state pool_usable_bytes pool_used_bytes fill_in_fragments
+        gc_pending_stripes bucket_objects bucket_bytes""".split()
+
+    def page(self, node):
+        with urllib.request.urlopen(url_of(node.health) + "/metrics", timeout=5) as answer:
+            return answer.read().decode()
+
+    def test_every_node_exports_what_the_documentation_names(self):
+        self.s3().put(self.bucket("measured"), "k", b"12345")
+        for node in Server.cluster.nodes:
+            names = metric_lines(self.page(node))
+            wanted = self.EVERYWHERE + self.OF_ROLE[node.role]
+            if node.endpoint == Server.endpoint:
+                wanted = wanted + self.OF_THE_GATEWAY_IN_USE
+            missing = {f"plinth_{name}" for name in wanted} - names.keys()
+            self.assertEqual(missing, set(), node.name)
+            for name, kind in names.items():
+                self.assertTrue(name.startswith("plinth_"), name)
+                self.assertEqual(name.endswith("_total"), kind == "counter", f"{name} is a {kind}")
+
+    def test_the_leader_exports_the_whole_cluster(self):
+        wanted = {f"plinth_{name}" for name in self.OF_THE_LEADER}
+        deadline = time.monotonic() + 30
+        while True:
+            pages = [self.page(node) for node in Server.cluster.of_role("meta")]
+            leading = [page for page in pages if "plinth_node_state" in metric_lines(page)]
+            if leading and wanted <= metric_lines(leading[0]).keys():
+                break
+            found = [sorted(wanted - metric_lines(page).keys()) for page in pages]
+            self.assertLess(time.monotonic(), deadline, f"missing: {found}")
+            time.sleep(0.2)
+        up = [line for line in leading[0].splitlines() if line.startswith("plinth_node_state") and line.endswith(" 1")]
+        self.assertEqual(len(up), len(Server.cluster.nodes), up)
+
+    def test_the_text_format_holds(self):
+        """A strict reader of the exposition format: types before samples, numbers, cumulative buckets."""
+        for node in Server.cluster.nodes:
+            kinds, last = {}, {}
+            for line in self.page(node).splitlines():
+                if line.startswith("# TYPE"):
+                    _, _, name, kind = line.split()
+                    self.assertNotIn(name, kinds, f"{node.name}: {name} is declared twice")
+                    kinds[name] = kind
+                elif not line.startswith("#"):
+                    sample = re.fullmatch(r'([a-z_0-9]+)(\{(?:[a-z_]+="(?:[^"\\]|\\.)*",?)*\})? (\S+)', line)
+                    self.assertIsNotNone(sample, f"{node.name}: {line}")
+                    name, labels, value = sample.group(1), sample.group(2) or "", float(sample.group(3))
+                    family = re.sub(r"_(bucket|sum|count)$", "", name) if name not in kinds else name
+                    self.assertIn(family, kinds, f"{node.name}: {line}")
+                    if name.endswith("_bucket"):
+                        series = name + re.sub(r'le="[^"]*",?', "", labels)
+                        self.assertGreaterEqual(value, last.get(series, 0), f"{node.name}: {line}")
+                        last[series] = value
+
+
 class Growth(OfOurOwn):
     client = "growth in place"
 
@@ -185,3 +260,82 @@ class Growth(OfOurOwn):
             if all(value > 0 for values in used.values() for value in values):
                 return count
             self.assertLess(time.monotonic(), deadline, f"after {count} objects a disk holds nothing: {used}")
+
+    def test_a_disk_that_was_added_is_there_after_a_restart(self):
+        with Cluster(Server.plinth, meta=1, storage=3, gateway=1) as cluster:
+            s3 = wire.S3(cluster.endpoint, cluster.access_key, cluster.secret_key)
+            s3.make_bucket("disks")
+            content = bytes(range(256)) * 8192
+            node = cluster.node("s1")
+            told = cluster.command("disk", "add", "s1", node.folder / "extra")
+            self.assertIn("registered", told["message"])
+            # Registered before the command returns: it is planned for at once.
+            cluster.command("layout", "apply")
+            shares = {row["disk"]: row["open_groups"] for row in cluster.command("layout", "show")["disks"]}
+            self.assertEqual((len(shares), min(shares.values()) > 0), (4, True), shares)
+            for index in range(20):
+                s3.put("disks", f"o/{index}", content)
+            node.kill()
+            node.start()
+            cluster.wait_ready([node])
+            self.assertEqual(len(node.metric("plinth_disk_used_bytes")), 2, "both disks serve again")
+            deadline = time.monotonic() + 60
+            while cluster.command("status")["owed_stripes"] > 0:
+                self.assertLess(time.monotonic(), deadline, "owed fragments were not filled in")
+                time.sleep(0.1)
+            for other in cluster.of_role("storage")[1:]:
+                other.kill()
+            # Now everything comes from the node with the added disk, or is rebuilt from it.
+            for index in range(20):
+                self.assertEqual(s3.get("disks", f"o/{index}"), content)
+            with self.assertRaisesRegex(ClusterError, "exit 6"):
+                cluster.command("disk", "add", "s1", node.folder / "extra")
+            with self.assertRaisesRegex(ClusterError, "exit 5"):
+                cluster.command("disk", "add", "s9", "/nowhere")
+            with self.assertRaisesRegex(ClusterError, "exit 2"):
+                cluster.command("disk", "add", "s1", "relative/path")
+
+
+class GrowthOfOne(OfOurOwn):
+    client = "growth of a single node"
+
+    def test_one_node_becomes_a_cluster_that_no_longer_needs_it_to_vote(self):
+        with Cluster(Server.plinth, single=True) as cluster:
+            s3 = wire.S3(cluster.endpoint, cluster.access_key, cluster.secret_key)
+            s3.make_bucket("growth")
+            content = bytes(range(256)) * 8192
+            s3.put("growth", "one", content)
+            first = cluster.node("n1")
+            for end in (first.kill, first.stop):
+                end()
+                cluster.start([first])
+                self.assertEqual(s3.get("growth", "one"), content)
+            self.assertEqual(cluster.command("status")["code"], "1+0")
+
+            for name in ("s2", "s3"):
+                cluster.join(name, "storage")
+            self.wait_for_disks(cluster, 3)
+            cluster.command("layout", "apply")
+            self.assertEqual(cluster.command("status")["code"], "1+2")
+            self.assertEqual(s3.get("growth", "one"), content, "written as 1+0")
+            s3.put("growth", "three", content)
+
+            for name in ("m2", "m3"):
+                cluster.join(name, "meta")
+                cluster.command("raft", "add", name)
+            s3.put("growth", "voters", content)
+            # The founder leads, or may lead: it gives leadership away first.
+            cluster.command("raft", "remove", "n1")
+            self.assertEqual(cluster.command("status")["voters"], 2)
+            # It still is a gateway and a storage node, and finds the new voters although its configuration does not name them.
+            first.kill()
+            cluster.start([first])
+            for key in ("one", "three", "voters"):
+                self.assertEqual(s3.get("growth", key), content, key)
+            s3.put("growth", "last", content)
+
+    def wait_for_disks(self, cluster, count):
+        deadline = time.monotonic() + 30
+        while len([disk for disk in cluster.command("disk", "list")["items"] if disk["state"] == "UP"]) < count:
+            self.assertLess(time.monotonic(), deadline, f"no {count} disks: {cluster.command('disk', 'list')}")
+            time.sleep(0.2)

@@ -10,7 +10,7 @@ use crate::secret::{JoinToken, draw_access_key, wrap};
 use crate::view;
 use bytes::Bytes;
 use plinth_client::Client;
-use plinth_protocol::map::{ClusterMap, NodeRecord};
+use plinth_protocol::map::{ClusterMap, NodeRecord, State};
 use plinth_protocol::meta::{
     AccessKeyRow, AdminReply, AdminRequest, BucketsQuery, Command as Change, JoinTokenRow, LIST_ENTRIES_MAX, Outcome,
     Query, RaftStatus, Refusal, RefusalKind, Reply,
@@ -29,6 +29,9 @@ pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(30);
 pub const VOTER_CHANGE_TIME_MAX: Duration = Duration::from_secs(600);
 /// How long one node may take to answer while others are asked too.
 const NODE_ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// Pause before a change is offered to the next leader.
+const LEADER_PAUSE: Duration = Duration::from_millis(200);
 
 /// An operator: a client under an operator's certificate, and what only operators hold.
 pub struct Operator {
@@ -183,6 +186,13 @@ async fn disk_list(operator: &Operator) -> Result<Report, Trouble> {
 async fn disk_add(operator: &Operator, name: &str, path: &str) -> Result<Report, Trouble> {
     let map = operator.map().await?;
     let node = find_node(&map, name)?;
+    if node.address.ends_with(":0") {
+        return Err(Trouble::new(
+            Exit::Unsupported,
+            "E1013",
+            "a demo's disks are fixed; plinth init makes a cluster that grows",
+        ));
+    }
     match operator.ask(node, &AdminRequest::AddDisk(path.to_string()), COMMAND_TIME_MAX).await? {
         AdminReply::Done(text) => {
             Ok(Report::done("DiskChange", json!({"node": name, "path": path, "message": text}), text))
@@ -297,14 +307,20 @@ async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -
     };
     operator.change(Change::CreateJoinToken(row)).await?;
     let map = operator.map().await?;
-    let meta = map.nodes.iter().find(|node| node.roles.contains(&Role::Meta)).map(|node| node.address.clone());
-    let address = meta.unwrap_or_default();
+    let address = admitting(&map).map(|node| node.address.clone()).unwrap_or_default();
     let text = format!(
         "Token (admits one node, expires {}):\n  {}\nOn the new node:\n  plinth join --token-file FILE --meta {address} --roles … --data DIR --listen HOST:PORT\n",
         time_text(expires),
         token.text()
     );
     Ok(Report::done("JoinToken", json!({"token": token.text(), "expires": time_text(expires), "meta": address}), text))
+}
+
+/// Returns a metadata node to join through: a voter that is up, where there is one.
+fn admitting(map: &ClusterMap) -> Option<&NodeRecord> {
+    let metas = || map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta) && node.state != State::Retired);
+    let votes = |node: &&NodeRecord| node.state == State::Up && map.voters.contains(&node.node);
+    metas().find(votes).or_else(|| metas().next())
 }
 
 /// Asks every metadata node for its view; silent ones are left out.
@@ -344,8 +360,21 @@ async fn raft_status(operator: &Operator) -> Result<Report, Trouble> {
     Ok(Report::done("RaftStatus", json!({ "items": items }), text))
 }
 
-/// Sends a change to the leader of the system group; other nodes say where it is.
+/// Sends a change to the leader of the system group, and to its successor where leadership moves: a leader that is
+/// itself to be removed gives leadership away first.
 async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest) -> Result<String, Trouble> {
+    let deadline = deadline();
+    loop {
+        match ask_present_leader(operator, map, request.clone()).await {
+            Err(trouble) if trouble.exit == Exit::Unreachable && Instant::now() + LEADER_PAUSE < deadline => {
+                tokio::time::sleep(LEADER_PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+async fn ask_present_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest) -> Result<String, Trouble> {
     let views = raft_views(operator, map).await;
     let leader = views
         .iter()

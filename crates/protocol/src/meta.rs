@@ -728,8 +728,10 @@ record! {
         2 => certificate: String,
         3 => ca: String,
         4 => map: ClusterMap,
-        /// The key-wrapping key, for gateways only.
+        /// The key that wraps access keys, for gateways and metadata nodes only.
         5 => wrapping_key: Option<Bytes>,
+        /// The private key of the cluster's CA, PEM, for metadata nodes only: each of them can admit nodes.
+        6 -> ca_private_key: Option<Bytes>,
     }
 }
 

@@ -246,10 +246,8 @@ impl Config {
                 merge(&mut table, environment_layer(name, path, value)?);
             }
         }
-        let config: Config = table.try_into().map_err(|error: toml::de::Error| ConfigError::Inconsistent {
-            file: file.to_path_buf(),
-            text: error.message().to_string(),
-        })?;
+        check_required(file, &table)?;
+        let config: Config = table.try_into().map_err(|error: toml::de::Error| wrong_value(file, &error))?;
         config.check(file)?;
         Ok(config.with_absolute_paths(file.parent().unwrap_or(Path::new("."))))
     }
@@ -270,6 +268,22 @@ impl Config {
         }
         if let Some(bad) = self.cluster.meta.iter().find(|peer| parse_meta_peer(peer).is_none()) {
             return fail(&format!("cluster.meta: \"{bad}\" is not <node id>@<host>:<port>"));
+        }
+        let mut sockets = vec![("transport", &self.transport.listen), ("observability", &self.observability.listen)];
+        if self.has_role(RoleName::Gateway) {
+            sockets.push(("gateway", &self.gateway.listen));
+        }
+        if let Some((section, address)) = sockets.iter().find(|(_, address)| !is_address(address)) {
+            return fail(&format!("{section}.listen: \"{address}\" is not <host>:<port>"));
+        }
+        if let Some((section, address)) = sockets.iter().enumerate().find_map(|(at, (section, address))| {
+            let twice = sockets[..at].iter().any(|(_, other)| other == address) && !address.ends_with(":0");
+            twice.then_some((section, address))
+        }) {
+            return fail(&format!("{section}.listen: {address} is taken by another socket of this node"));
+        }
+        if let Err(text) = crate::logging::check(&self.log.level) {
+            return fail(&text);
         }
         if self.has_role(RoleName::Storage) && self.storage.disks.is_empty() {
             return fail("role storage needs storage.disks");
@@ -305,6 +319,49 @@ impl Config {
         options.into_iter().flatten().for_each(fix);
         self
     }
+}
+
+/// Keys that have no default.
+const REQUIRED: [(&str, &[&str]); 4] = [
+    ("node", &["name", "roles", "data"]),
+    ("transport", &["listen"]),
+    ("security", &["certificate", "private_key"]),
+    ("cluster", &["meta"]),
+];
+
+/// Refuses a configuration that lacks a key without a default, naming the key.
+fn check_required(file: &Path, table: &toml::Table) -> Result<(), ConfigError> {
+    let has = |section: &str, key: &str| {
+        table.get(section).and_then(toml::Value::as_table).is_some_and(|section| section.contains_key(key))
+    };
+    let mut keys = REQUIRED.iter().flat_map(|(section, keys)| keys.iter().map(move |key| (section, key)));
+    match keys.find(|(section, key)| !has(section, key)) {
+        None => Ok(()),
+        Some((section, key)) => Err(ConfigError::Inconsistent {
+            file: file.to_path_buf(),
+            text: format!("{section}.{key} is missing; plinth config default shows every key"),
+        }),
+    }
+}
+
+/// Says what is wrong with a value, with its line where it stands in the main file.
+fn wrong_value(file: &Path, error: &toml::de::Error) -> ConfigError {
+    let text = crate::files::read_text(file).unwrap_or_default();
+    match toml::from_str::<Config>(&text) {
+        Err(found) if found.message() == error.message() => ConfigError::Invalid {
+            file: file.to_path_buf(),
+            line: found.span().map_or(0, |span| line_of(&text, span.start)),
+            text: error.message().to_string(),
+        },
+        _ => ConfigError::Inconsistent { file: file.to_path_buf(), text: error.message().to_string() },
+    }
+}
+
+/// Whether a text is `<host>:<port>`.
+fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    !host.is_empty() && (bracketed || !host.contains([':', ' '])) && port.parse::<u16>().is_ok()
 }
 
 /// Reads `<node id>@<host>:<port>`.
@@ -378,7 +435,7 @@ fn check_keys(
             (Some(expected), given) => {
                 let same = std::mem::discriminant(expected) == std::mem::discriminant(given);
                 if !same {
-                    let wants = format!("{prefix}{key} wants a {}, not a {}", expected.type_str(), given.type_str());
+                    let wants = format!("{prefix}{key} wants {}, not {}", a(expected.type_str()), a(given.type_str()));
                     return Err(invalid(file, text, prefix, key, wants));
                 }
             }
@@ -390,6 +447,11 @@ fn check_keys(
         }
     }
     Ok(())
+}
+
+/// A word with its article.
+fn a(word: &str) -> String {
+    format!("{} {word}", if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" })
 }
 
 fn invalid(file: &Path, text: &str, prefix: &str, key: &str, what: String) -> ConfigError {
@@ -487,6 +549,28 @@ mod tests {
             error.contains(&format!("plinth.toml:{line}: unknown key `gateway.regoin`; nearest is `gateway.region`")),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_before_it_is_tried() {
+        for (good, bad, says) in [
+            ("listen = \"127.0.0.1:7000\"", "listen = \"nonsense\"", "transport.listen: \"nonsense\""),
+            (
+                "listen = \"127.0.0.1:9002\"",
+                "listen = \"127.0.0.1:7000\"",
+                "observability.listen: 127.0.0.1:7000 is taken",
+            ),
+            ("level = \"info\"", "level = \"a=b=c\"", "log.level"),
+            ("\"storage\"", "\"stroage\"", "plinth.toml:3: unknown variant `stroage`"),
+            ("name = \"s1\"\n", "", "node.name is missing"),
+            ("incarnation = 1", "incarnation = \"x\"", "wants an integer, not a string"),
+        ] {
+            let text = default_text();
+            assert!(text.contains(good), "{good}");
+            let (_folder, file) = write(&text.replacen(good, bad, 1));
+            let error = Config::load(&file, &[]).unwrap_err().to_string();
+            assert!(error.contains(says), "{error} says not {says}");
+        }
     }
 
     #[test]

@@ -61,13 +61,15 @@ pub struct Demo {
 
 /// Runs the demo until Ctrl-C or SIGTERM.
 pub async fn run(args: DemoArgs, output: OutputFormat) -> Result<(), Trouble> {
-    logging::start(crate::config::LogFormat::Text, "error,openraft=off")
-        .map_err(|text| Trouble::new(Exit::Failed, "E2002", text))?;
+    logging::start_text("error,openraft=off").map_err(|text| Trouble::new(Exit::Failed, "E2002", text))?;
     let thrown_away = args.keep.is_none();
     let folder = match &args.keep {
         Some(folder) => folder.clone(),
         None => std::env::temp_dir().join(format!("plinth-demo-{}", std::process::id())),
     };
+    if thrown_away {
+        files::make_own_folder(&folder).map_err(|error| init::file_trouble(&folder, error))?;
+    }
     let human = output == OutputFormat::Table;
     let result = Box::pin(run_in(&args, &folder, human)).await;
     if thrown_away && files::exists(&folder) {
@@ -114,28 +116,28 @@ async fn wait_for_signal() -> Result<(), Trouble> {
 /// Plans three metadata nodes, six storage nodes of one disk, and a gateway on free ports.
 async fn plan(folder: &Path) -> Result<Plan, Trouble> {
     let mut next = S3_PORT;
-    let node = |name: String, role: RoleName, next: &mut u16| PlannedNode {
+    let node = |name: String, role: RoleName| PlannedNode {
         disks: if role == RoleName::Storage { vec![folder.join(&name).join("d0")] } else { Vec::new() },
-        listen: loopback(*next),
+        // Only metadata nodes listen for other nodes; the others get their sockets below.
+        listen: loopback(0),
         s3: None,
-        health: loopback(*next),
+        health: loopback(0),
         roles: vec![role],
         name,
     };
     let mut nodes = Vec::new();
-    let mut gateway = node("g1".into(), RoleName::Gateway, &mut next);
+    let mut gateway = node("g1".into(), RoleName::Gateway);
     gateway.s3 = Some(free_port(&mut next).await?);
     gateway.health = free_port(&mut next).await?;
     nodes.push(gateway);
     for number in 1..=3 {
-        let mut meta = node(format!("m{number}"), RoleName::Meta, &mut next);
+        let mut meta = node(format!("m{number}"), RoleName::Meta);
         meta.listen = free_port(&mut next).await?;
         meta.health = free_port(&mut next).await?;
         nodes.push(meta);
     }
     for number in 1..=6 {
-        let mut storage = node(format!("s{number}"), RoleName::Storage, &mut next);
-        storage.listen = loopback(0);
+        let mut storage = node(format!("s{number}"), RoleName::Storage);
         storage.health = free_port(&mut next).await?;
         nodes.push(storage);
     }
@@ -287,7 +289,7 @@ fn publish_profile(laid: &Laid) -> Result<PathBuf, Trouble> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let folder = Profile::demo_folder(&environment);
-    files::make_folder(&folder).map_err(|error| init::file_trouble(&folder, error))?;
+    files::make_own_folder(&folder).map_err(|error| init::file_trouble(&folder, error))?;
     let file = folder.join(PROFILE_FILE);
     let profile = Profile::load(&laid.profile)?;
     let text =

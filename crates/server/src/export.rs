@@ -4,7 +4,11 @@ use plinth_client::{CALL_TIME_BOUNDS_US, CallTimes, Client};
 use plinth_meta::{COMMIT_BUCKETS_MS, MetaStats, ReplicaState};
 use plinth_protocol::storage::IoClass;
 use plinth_storage::StorageNode;
+use plinth_transport::{DURATION_BOUNDS_US, Snapshot};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+
+use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Label names and values of one metric.
 type Labels = Vec<(&'static str, String)>;
@@ -73,8 +77,10 @@ fn histogram(name: &str, help: &str, values: Vec<(Labels, Buckets<'_>)>) -> Metr
             bucket.set_cumulative_count(so_far);
             filled.push(bucket);
         }
+        // The last count has no bound: what took longer than the largest one.
+        let beyond: u64 = buckets.counts.iter().skip(buckets.bounds.len()).sum();
         let mut histogram = Histogram::default();
-        histogram.set_sample_count(so_far);
+        histogram.set_sample_count(so_far + beyond);
         histogram.set_sample_sum(buckets.sum as f64 * buckets.unit);
         histogram.set_bucket(filled);
         let mut metric = metric(labels);
@@ -162,12 +168,13 @@ fn buckets(snapshot: &plinth_storage::HistogramSnapshot, unit: f64) -> Buckets<'
 }
 
 /// Exports a voter.
-pub fn meta_families(stats: &MetaStats) -> Vec<MetricFamily> {
+pub fn meta_families(stats: &MetaStats, at_risk: usize) -> Vec<MetricFamily> {
     let count =
         |holds: fn(&plinth_meta::GroupStats) -> bool| stats.groups.iter().filter(|group| holds(group)).count() as f64;
     let states = [
         ("led", count(|group| group.state == ReplicaState::Leader)),
         ("leaderless", count(|group| group.leader.is_none())),
+        ("at_risk", at_risk as f64),
         ("stopped", count(|group| group.state == ReplicaState::Stopped)),
     ];
     let groups = states.map(|(state, value)| (vec![("state", state.to_string())], value)).to_vec();
@@ -229,6 +236,72 @@ pub fn meta_families(stats: &MetaStats) -> Vec<MetricFamily> {
     ]
 }
 
+/// One side of the node transport, for metrics.
+pub type WireSide = (&'static str, Arc<dyn Fn() -> Snapshot + Send + Sync>);
+
+/// Exports the node transport: calls by method, failures by peer, connections.
+pub fn wire_families(sides: &[WireSide]) -> Vec<MetricFamily> {
+    let (mut durations, mut errors, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut connections, mut events) = (Vec::new(), Vec::new());
+    let snapshots: Vec<(&str, Snapshot)> = sides.iter().map(|(side, read)| (*side, read())).collect();
+    for (side, now) in &snapshots {
+        let with = |name, value: String| vec![("side", side.to_string()), (name, value)];
+        for (method, calls) in now.methods.iter().filter(|(_, calls)| calls.calls > 0) {
+            let (bounds, counts) = (&DURATION_BOUNDS_US[..], &calls.buckets[..]);
+            let filled = Buckets { bounds, counts, sum: calls.duration_us, unit: MICROSECOND };
+            durations.push((with("method", format!("{method:?}").to_lowercase()), filled));
+        }
+        let (mut sent, mut received) = (0, 0);
+        for (peer, calls) in &now.peers {
+            (sent, received) = (sent + calls.sent_bytes, received + calls.received_bytes);
+            for (kind, count) in &calls.failures {
+                let mut labels = with("peer", peer.to_string());
+                labels.push(("kind", format!("{kind:?}").to_lowercase()));
+                errors.push((labels, *count));
+            }
+        }
+        bytes.extend([(with("direction", "sent".into()), sent), (with("direction", "received".into()), received)]);
+        let event = |name: &str| with("event", name.into());
+        connections.extend([
+            (event("opened"), now.connections_opened),
+            (event("closed"), now.connections_closed),
+            (event("refused"), now.handshakes_refused),
+            (event("throttled"), now.handshakes_throttled),
+        ]);
+        events.extend([
+            (event("cancelled"), now.cancelled),
+            (event("checksum_mismatch"), now.checksum_mismatches),
+            (event("reading_paused"), now.reading_paused),
+        ]);
+    }
+    vec![
+        histogram("plinth_rpc_duration_seconds", "Time of calls that ended, failed ones included.", durations),
+        counter("plinth_rpc_errors_total", "Calls that failed, by peer and kind of failure.", errors),
+        counter("plinth_rpc_bytes_total", "Bytes of headers and payloads.", bytes),
+        counter("plinth_rpc_connections_total", "Connections between nodes by what became of them.", connections),
+        counter("plinth_rpc_events_total", "Calls given up, damaged frames, pauses for want of memory.", events),
+    ]
+}
+
+/// Exports the lives of certificates: purpose, and when each began and ends.
+pub fn certificate_families(
+    certificates: &[(&'static str, SystemTime, SystemTime)],
+    now: SystemTime,
+) -> Vec<MetricFamily> {
+    let seconds =
+        |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    let label = |purpose: &str| vec![("purpose", purpose.to_string())];
+    let ends = certificates.iter().map(|(purpose, _, until)| (label(purpose), seconds(*until).floor()));
+    let ratios = certificates.iter().map(|(purpose, from, until)| {
+        let whole = (seconds(*until) - seconds(*from)).max(1.0);
+        (label(purpose), (seconds(now) - seconds(*from)) / whole)
+    });
+    vec![
+        gauge("plinth_certificate_expiry_timestamp_seconds", "When a certificate ends.", ends.collect()),
+        gauge("plinth_certificate_life_ratio", "Part of a certificate's life that has passed.", ratios.collect()),
+    ]
+}
+
 /// Exports a client of the cluster.
 pub fn client_families(client: &Client) -> Vec<MetricFamily> {
     let now = client.counters();
@@ -242,10 +315,10 @@ pub fn client_families(client: &Client) -> Vec<MetricFamily> {
     ];
     let durations = calls.map(|(name, times)| {
         let (bounds, counts) = (&CALL_TIME_BOUNDS_US[..], &times.classes[..]);
-        (vec![("method", name.to_string())], Buckets { bounds, counts, sum: times.sum_us, unit: MICROSECOND })
+        (kind(name), Buckets { bounds, counts, sum: times.sum_us, unit: MICROSECOND })
     });
     vec![
-        histogram("plinth_rpc_duration_seconds", "Time of answered calls.", durations.into()),
+        histogram("plinth_client_call_duration_seconds", "Time of answered calls by what was asked.", durations.into()),
         counter(
             "plinth_fragment_reads_total",
             "Reads of fragments: plain, rebuilt from others, rebuilt because the plain one was slow.",

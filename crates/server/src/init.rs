@@ -38,6 +38,10 @@ pub const SEGMENT_BYTES_EMBEDDED: u64 = 64 << 20;
 /// The first object shard.
 const FIRST_SHARD: GroupId = GroupId(1);
 
+/// What is said of clusters whose code bears no loss.
+pub const NO_REDUNDANCY: &str =
+    "WARNING      one disk, no redundancy: data does not survive its loss. Add nodes (plinth join) or disks (--disk)";
+
 /// What `plinth init` can lay out.
 #[derive(Debug, Subcommand)]
 pub enum InitCommand {
@@ -249,9 +253,14 @@ fn plan_cluster(args: ClusterArgs) -> Result<Plan, Trouble> {
 /// Lays out a cluster: writes every node's folder, the operator's profile, and formats the disks.
 pub fn lay(plan: &Plan) -> Result<Laid, Trouble> {
     refuse_occupied(plan)?;
+    let cluster = ClusterId(u128::from_le_bytes(draw()));
+    let mut disks = draw_disks(plan);
+    // What cannot be planned is refused before anything is written.
+    found_map(plan, cluster, disks.clone())?;
     files::make_folder(&plan.folder).map_err(|error| file_trouble(&plan.folder, error))?;
     let now = crate::node::wall_clock();
-    let cluster = ClusterId(u128::from_le_bytes(draw()));
+    format_disks(plan, cluster, &mut disks)?;
+    let map = found_map(plan, cluster, disks)?;
     let authority = Authority::create(cluster, now).map_err(failed)?;
     let wrapping_key: [u8; secret::WRAPPING_KEY_BYTES] = draw();
     let fresh = secret::draw_access_key();
@@ -262,8 +271,7 @@ pub fn lay(plan: &Plan) -> Result<Laid, Trouble> {
         created: HybridTime::from_millis(crate::node::wall_clock_ms()),
         description: Some("made by plinth init".into()),
     };
-    let disks = format_disks(plan, cluster)?;
-    let founding = Founding { map: found_map(plan, cluster, disks)?, keys: vec![key] };
+    let founding = Founding { map, keys: vec![key] };
     let mut nodes = Vec::new();
     for (index, node) in plan.nodes.iter().enumerate() {
         let id = NodeId(index as u64 + 1);
@@ -291,38 +299,47 @@ fn refuse_occupied(plan: &Plan) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn format_disks(plan: &Plan, cluster: ClusterId) -> Result<Vec<DiskRecord>, Trouble> {
+/// Draws the ids of all disks; nothing is written yet.
+fn draw_disks(plan: &Plan) -> Vec<DiskRecord> {
     let mut records = Vec::new();
     for (index, node) in plan.nodes.iter().enumerate() {
-        for (number, path) in node.disks.iter().enumerate() {
-            files::make_folder(path).map_err(|error| file_trouble(path, error))?;
-            let disk = DiskId(u128::from_le_bytes(draw()));
-            let size_bytes = match plan.capacity_bytes {
-                0 => files::space_bytes(path).map_err(|error| file_trouble(path, error))?,
-                bytes => bytes,
-            };
-            let format = FormatConfig {
-                path: path.clone(),
-                cluster,
-                disk,
-                incarnation: Incarnation(1),
-                segment_bytes: plan.segment_bytes as u32,
-                size_bytes,
-                stamp: u64::from_le_bytes(draw()),
-            };
-            plinth_storage::format_disk(&format).map_err(failed)?;
+        for number in 0..node.disks.len() {
             records.push(DiskRecord {
-                disk,
+                disk: DiskId(u128::from_le_bytes(draw())),
                 node: NodeId(index as u64 + 1),
                 incarnation: Incarnation(1),
                 state: State::Up,
                 name: format!("{}/d{number}", node.name),
-                size_bytes,
+                // Known once the folder is there; plans weigh disks against each other only.
+                size_bytes: plan.capacity_bytes.max(1),
                 used_bytes: None,
             });
         }
     }
-    Ok(records)
+    records
+}
+
+/// Makes the disks' folders and formats them under their ids.
+fn format_disks(plan: &Plan, cluster: ClusterId, records: &mut [DiskRecord]) -> Result<(), Trouble> {
+    let paths = plan.nodes.iter().flat_map(|node| &node.disks);
+    for (path, record) in paths.zip(records) {
+        files::make_folder(path).map_err(|error| file_trouble(path, error))?;
+        record.size_bytes = match plan.capacity_bytes {
+            0 => files::space_bytes(path).map_err(|error| file_trouble(path, error))?,
+            bytes => bytes,
+        };
+        let format = FormatConfig {
+            path: path.clone(),
+            cluster,
+            disk: record.disk,
+            incarnation: record.incarnation,
+            segment_bytes: plan.segment_bytes as u32,
+            size_bytes: record.size_bytes,
+            stamp: u64::from_le_bytes(draw()),
+        };
+        plinth_storage::format_disk(&format).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn found_map(plan: &Plan, cluster: ClusterId, disks: Vec<DiskRecord>) -> Result<ClusterMap, Trouble> {
@@ -483,6 +500,9 @@ fn report(plan: &Plan, laid: &Laid) -> Report {
         laid.access_key, laid.secret_key
     ));
     text.push_str(&format!("Operator     plinth --profile {} status\n", laid.profile.display()));
+    if plan.code.m == 0 {
+        text.push_str(&format!("{}\n", NO_REDUNDANCY));
+    }
     let value = json!({"cluster": plan.name, "code": plan.code.to_string(), "nodes": nodes, "s3": s3,
         "access_key": laid.access_key, "secret_key": laid.secret_key, "profile": laid.profile});
     Report::done("ClusterInit", value, text)

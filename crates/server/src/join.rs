@@ -24,11 +24,17 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 /// How long a node waits for its admission.
 const ADMISSION_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Admissions that a node works on at once; more are answered `Busy`.
+const ADMISSIONS_MAX: usize = 4;
+/// How late a refused admission is answered: strangers ask, and each question costs a commit.
+const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
 /// Admits nodes; lives on metadata nodes that hold the CA's key.
 pub struct JoinDesk {
@@ -38,11 +44,31 @@ pub struct JoinDesk {
     pub client: Client,
     /// Handed to joining gateways and metadata nodes.
     pub wrapping_key: Option<Zeroizing<Vec<u8>>>,
+    /// Bounds what strangers can make the cluster do.
+    places: Semaphore,
 }
 
 impl JoinDesk {
-    /// Checks the token, registers the node, signs its certificate.
+    /// Opens the desk.
+    pub fn new(authority: Authority, client: Client, wrapping_key: Option<Zeroizing<Vec<u8>>>) -> Self {
+        JoinDesk { authority, client, wrapping_key, places: Semaphore::new(ADMISSIONS_MAX) }
+    }
+
+    /// Checks the token, registers the node, signs its certificate. A refusal comes late, and holds its place
+    /// meanwhile: guessing is slow whatever the number of connections.
     pub async fn admit(&self, header: &[u8], deadline: Instant) -> Result<JoinReply, Failure> {
+        let _place = self
+            .places
+            .try_acquire()
+            .map_err(|_| Failure::new(FailureKind::Busy, "other nodes are being admitted; try again"))?;
+        let admitted = self.decide(header, deadline).await;
+        if admitted.is_err() {
+            tokio::time::sleep(REFUSAL_DELAY).await;
+        }
+        admitted
+    }
+
+    async fn decide(&self, header: &[u8], deadline: Instant) -> Result<JoinReply, Failure> {
         let request = JoinRequest::decode(header)?;
         check_request(&request)?;
         let token = JoinToken::parse(&request.token).ok_or_else(|| denied("the token can't be read"))?;
@@ -82,7 +108,10 @@ impl JoinDesk {
         tracing::info!(node = %node.node, name = %node.name, "node admitted");
         let wraps = node.roles.iter().any(|role| matches!(role, Role::Gateway | Role::Meta));
         let wrapping_key = self.wrapping_key.as_ref().filter(|_| wraps).map(|key| Bytes::copy_from_slice(key));
-        Ok(JoinReply { node, certificate, ca: self.authority.certificate_pem().to_string(), map, wrapping_key })
+        let admits = node.roles.contains(&Role::Meta);
+        let ca_private_key = admits.then(|| Bytes::copy_from_slice(self.authority.key_pem().as_bytes()));
+        let ca = self.authority.certificate_pem().to_string();
+        Ok(JoinReply { node, certificate, ca, map, wrapping_key, ca_private_key })
     }
 }
 
@@ -92,6 +121,16 @@ fn check_request(request: &JoinRequest) -> Result<(), Failure> {
         && request.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if !name_ok {
         return Err(Failure::new(FailureKind::Invalid, "a node's name is 1 to 63 letters, digits and dashes"));
+    }
+    let domain_ok = request.domain.as_ref().is_none_or(|domain| {
+        let sign = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        (1..=63).contains(&domain.len()) && domain.bytes().all(sign)
+    });
+    if !domain_ok {
+        return Err(Failure::new(
+            FailureKind::Invalid,
+            "a failure domain is 1 to 63 letters, digits, dots, dashes and underlines",
+        ));
     }
     let roles_ok = !request.roles.is_empty()
         && request.roles.iter().all(|role| matches!(role, Role::Gateway | Role::Meta | Role::Storage));
@@ -200,6 +239,9 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
     if let Some(wrapping_key) = &admitted.wrapping_key {
         secret("wrapping.key", wrapping_key)?;
     }
+    if let Some(ca_private_key) = &admitted.ca_private_key {
+        secret("ca.key", ca_private_key)?;
+    }
     let public = |name: &str, content: &[u8]| {
         let file = folder.join(name);
         files::write_public(&file, content).map_err(|error| file_trouble(&file, error)).map(|()| file)
@@ -222,7 +264,7 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
         security: SecuritySection {
             certificate: "node.crt".into(),
             private_key: "node.key".into(),
-            ca_private_key: None,
+            ca_private_key: admitted.ca_private_key.as_ref().map(|_| "ca.key".into()),
             wrapping_key: admitted.wrapping_key.as_ref().map(|_| "wrapping.key".into()),
         },
         cluster: ClusterSection {

@@ -3,6 +3,7 @@
 mod caller;
 mod config;
 mod demo;
+mod disks;
 mod export;
 mod files;
 mod identity;
@@ -14,9 +15,11 @@ mod measure;
 mod node;
 mod observe;
 mod operate;
+mod overview;
 mod profile;
 mod selftest;
 mod service;
+mod voters;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use config::Config;
@@ -28,10 +31,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Plinth: an S3-compatible object store with Raft-replicated metadata and erasure-coded data.
-///
-/// First minute:  plinth demo
 #[derive(Debug, Parser)]
-#[command(name = "plinth", version, arg_required_else_help = true)]
+#[command(name = "plinth", version, arg_required_else_help = true, after_help = FIRST_MINUTE)]
 struct Cli {
     /// How answers are printed; with json, errors too.
     #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
@@ -45,6 +46,10 @@ struct Cli {
     #[command(subcommand)]
     action: Action,
 }
+
+/// What stands below every help: how to begin.
+const FIRST_MINUTE: &str =
+    "First minute:  plinth demo\nTo stay:       plinth init single --data DIR   or   plinth init cluster --dir DIR";
 
 #[derive(Debug, Subcommand)]
 enum Action {
@@ -137,14 +142,14 @@ fn dispatch(cli: Cli) -> Result<Option<Report>, Trouble> {
         Action::Join(args) => runtime()?.block_on(join::run(args)).map(Some),
         Action::Server(args) => {
             let config = load(&args.config)?;
-            logging::start(config.log.format, &config.log.level).map_err(usage)?;
+            logging::start_node(&config).map_err(usage)?;
             runtime()?.block_on(node::run_until_signal(config)).map(|()| None)
         }
         Action::Config(command) => configure(command).map(Some),
         Action::Version => Ok(Some(version())),
         Action::Operate(command) => {
             let file = match (cli.demo, cli.profile) {
-                (true, _) => profile::Profile::demo_folder(&environment()).join(profile::PROFILE_FILE),
+                (true, _) => profile::Profile::of_demo(&environment())?,
                 (false, Some(file)) => file,
                 (false, None) => profile::Profile::default_file(&environment()),
             };
@@ -172,8 +177,9 @@ fn configure(command: ConfigCommand) -> Result<Report, Trouble> {
     match command {
         ConfigCommand::Check { config: file } => {
             let config = load(&file)?;
-            identity::Secrets::load(&config)
-                .map_err(|error| Trouble::new(Exit::Problem, "E2004", error.to_string()))?;
+            let problem = |error: String| Trouble::new(Exit::Problem, "E2004", error);
+            identity::Secrets::load(&config).map_err(|error| problem(error.to_string()))?;
+            node::check(&config).map_err(|trouble| problem(trouble.text))?;
             let text = format!("{} is sound: node {}", file.display(), config.node.name);
             Ok(Report::done("ConfigCheck", json!({"file": file, "node": config.node.name, "ok": true}), text))
         }

@@ -1,6 +1,7 @@
 //! A node: its roles started in order, watched, and stopped in reverse.
 
 use crate::config::{Config, RoleName, parse_meta_peer};
+use crate::disks::{self, Memory, OwnControl, ReportOrder, Reporter};
 use crate::identity::Secrets;
 use crate::init;
 use crate::join::JoinDesk;
@@ -8,33 +9,24 @@ use crate::keyring::ClusterKeys;
 use crate::measure::Measures;
 use crate::observe::{self, Observed};
 use crate::service::{NodeService, ProcessControl};
+use crate::voters::Voters;
 use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::secret::draw;
 use plinth_client::Housekeeping;
 use plinth_client::{Client, ClientConfig};
 use plinth_gateway::{Gateway, GatewayConfig};
 use plinth_meta::{MetaConfig, MetaLimits, MetaNode};
-use plinth_protocol::map::{ClusterMap, DiskRecord, State};
-use plinth_protocol::meta::{Command, Outcome, SetDiskState};
-use plinth_protocol::storage::DiskStat;
 use plinth_protocol::*;
-use plinth_storage::{DiskConfig, FormatConfig, StorageConfig, StorageNode};
 use plinth_transport::{Credentials, Identity, Link, LocalNetwork, Peer, Server, ServerConfig, TlsLink};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-/// How often a storage node reports its disks to the system group.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// How long one report or registration may take.
-const REPORT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Pause before a registration that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Age of an owed fragment in a demo at which it is filled in: one wants to see it happen.
@@ -95,6 +87,8 @@ pub struct Node {
     network: Network,
     server: Option<Server>,
     measures: Arc<Measures>,
+    disks: Arc<Memory>,
+    voters: Arc<Voters>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -124,6 +118,22 @@ pub async fn run_until_signal(config: Config) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Checks what a node needs beside its secrets: disk folders, founding record, certificate of S3. Changes nothing.
+pub fn check(config: &Config) -> Result<(), Trouble> {
+    if config.has_role(RoleName::Storage) {
+        for disk in &config.storage.disks {
+            crate::files::list(disk).map_err(|error| init::file_trouble(disk, error))?;
+        }
+    }
+    if let Some(founding) = &config.cluster.founding {
+        init::read_founding(founding)?;
+    }
+    if config.has_role(RoleName::Gateway) {
+        s3_acceptor(config)?;
+    }
+    Ok(())
+}
+
 impl Node {
     /// Starts a node's sockets and its meta and storage roles; the gateway follows with [`Node::start_gateway`].
     pub async fn start(
@@ -137,9 +147,12 @@ impl Node {
         let service = NodeService::default();
         let credentials =
             Arc::new(Credentials::new(&secrets.certificate, &secrets.ca_pem, identity.incarnation).map_err(failed)?);
-        let link = open_link(&network, &credentials, &identity, &service);
+        let measures = Arc::new(Measures::new(&config, identity.node, service.clone()).map_err(failed)?);
+        measures.add_certificate("node", secrets.certificate.valid_from(), secrets.certificate.valid_until());
+        let link = open_link(&network, &credentials, &identity, &service, &measures);
         let (stop, _) = watch::channel(false);
-        let measures = Arc::new(Measures::new(&config, service.clone()).map_err(failed)?);
+        let disks = Arc::new(Memory::load(&config.node.data)?);
+        let voters = Arc::new(Voters::load(&config.node.data));
         let mut node = Node {
             name: config.node.name.clone(),
             identity,
@@ -149,6 +162,8 @@ impl Node {
             link,
             server: None,
             measures,
+            disks,
+            voters,
             stop,
             tasks: Vec::new(),
             network,
@@ -158,11 +173,12 @@ impl Node {
         node.start_storage().await?;
         node.listen(&credentials).await?;
         node.start_meta().await?;
-        if let Some(control) = control.or_else(|| node.own_control()) {
+        let (reports, orders) = disks::report_orders();
+        if let Some(control) = control.or_else(|| node.own_control(reports)) {
             let _ = node.service.parts.control.set(control);
         }
         node.watch().await?;
-        node.start_background(secrets);
+        node.start_background(secrets, orders);
         Ok(node)
     }
 
@@ -173,7 +189,9 @@ impl Node {
         }
         let listener = bind(&self.config.transport.listen, "transport.listen").await?;
         let config = ServerConfig::new(credentials.clone());
-        self.server = Some(Server::serve(listener, config, Arc::new(self.service.clone())).map_err(failed)?);
+        let server = Server::serve(listener, config, Arc::new(self.service.clone())).map_err(failed)?;
+        self.measures.add_wire(("callee", server.meter()));
+        self.server = Some(server);
         Ok(())
     }
 
@@ -204,20 +222,16 @@ impl Node {
         if !self.config.has_role(RoleName::Storage) {
             return Ok(());
         }
-        let mut disks = Vec::new();
-        for path in &self.config.storage.disks {
-            disks.push(prepare_disk(&self.config, &self.identity, path.clone())?);
-        }
-        let storage = StorageNode::open(StorageConfig::new(self.identity.cluster, disks)).await.map_err(failed)?;
+        let storage = disks::open(&self.config, &self.identity, &self.disks).await?;
         let _ = self.service.parts.storage.set(storage);
         Ok(())
     }
 
     /// A node outside a demo takes orders for itself: opening another disk.
-    fn own_control(&self) -> Option<Arc<dyn ProcessControl>> {
+    fn own_control(&self, reports: mpsc::Sender<ReportOrder>) -> Option<Arc<dyn ProcessControl>> {
         let storage = self.service.parts.storage.get()?.clone();
-        let (config, identity) = (self.config.clone(), self.identity.clone());
-        Some(Arc::new(OwnControl { storage, config, identity }))
+        let (config, identity, memory) = (self.config.clone(), self.identity.clone(), self.disks.clone());
+        Some(Arc::new(OwnControl { storage, memory, config, identity, reports }))
     }
 
     /// Starts the observability socket.
@@ -230,21 +244,25 @@ impl Node {
     }
 
     /// Starts what needs the cluster, which may not be there yet: registration, reports, admission.
-    fn start_background(&mut self, secrets: Secrets) {
-        let config = client_config(self.identity.node, &self.config.cluster.meta, None);
+    fn start_background(&mut self, secrets: Secrets, orders: mpsc::Receiver<ReportOrder>) {
+        let config = client_config(self.identity.node, &self.voters.bootstrap(&self.config.cluster.meta), None);
         let (link, service, stop) = (self.link.clone(), self.service.clone(), self.stop.subscribe());
-        let measures = self.measures.clone();
-        let base = self.config.node.name.clone();
-        let node = self.identity.node;
+        let (measures, memory, voters) = (self.measures.clone(), self.disks.clone(), self.voters.clone());
+        let (node, name) = (self.identity.node, self.config.node.name.clone());
         self.tasks.push(tokio::spawn(async move {
             let Some(client) = connect(config, link, stop.clone()).await else { return };
             measures.set_client(client.clone());
             if let Some(authority) = secrets.authority {
-                let desk = JoinDesk { authority, client: client.clone(), wrapping_key: secrets.wrapping_key };
+                let desk = JoinDesk::new(authority, client.clone(), secrets.wrapping_key);
                 let _ = service.parts.desk.set(desk);
             }
-            if let Some(storage) = service.parts.storage.get() {
-                report_disks(client, storage.clone(), node, base, stop).await;
+            let remembering = voters.keep(client.clone(), stop.clone());
+            match service.parts.storage.get().cloned() {
+                Some(storage) => {
+                    let reporter = Reporter { client, storage, memory, node, name };
+                    tokio::join!(remembering, reporter.run(orders, stop));
+                }
+                None => remembering.await,
             }
         }));
     }
@@ -260,7 +278,8 @@ impl Node {
             None => return Err(failed("role gateway needs security.wrapping_key")),
         };
         let deferred = Some(self.config.gateway.deferred_delete_seconds);
-        let mut config = client_config(self.identity.node, &self.config.cluster.meta, deferred);
+        let meta = self.voters.bootstrap(&self.config.cluster.meta);
+        let mut config = client_config(self.identity.node, &meta, deferred);
         if matches!(self.network, Network::Local(_)) {
             (config.fill_in_after, config.housekeeping_every) = (EMBEDDED_FILL_IN_AFTER, EMBEDDED_HOUSEKEEPING_EVERY);
         }
@@ -275,6 +294,12 @@ impl Node {
         settings.in_flight_bytes_max = section.body_bytes_max;
         let metrics = plinth_gateway::Metrics::register(self.measures.registry()).map_err(failed)?;
         let tls = s3_acceptor(&self.config)?;
+        if let Some(certificate) = &self.config.gateway.tls_certificate {
+            let pem = crate::files::read_text(certificate).map_err(|error| init::file_trouble(certificate, error))?;
+            if let Ok((from, until)) = plinth_transport::authority::validity(&pem) {
+                self.measures.add_certificate("s3", from, until);
+            }
+        }
         let gateway = Gateway::new(settings, client.clone(), metrics);
         let mut stop = self.stop.subscribe();
         let stopped = async move {
@@ -299,6 +324,10 @@ impl Node {
         }
         if let Network::Local(network) = &self.network {
             network.detach(self.identity.node);
+        }
+        // Leadership goes before the socket does: writes go on while this node's last answers leave.
+        if let Some(meta) = self.service.parts.meta.get() {
+            meta.hand_over().await;
         }
         if let Some(server) = self.server.take() {
             server.shutdown(STOP_TIME_MAX).await;
@@ -340,9 +369,14 @@ fn open_link(
     credentials: &Arc<Credentials>,
     identity: &Identity,
     service: &NodeService,
+    measures: &Measures,
 ) -> Arc<dyn Link> {
     match network {
-        Network::Tls => Arc::new(TlsLink::new(credentials.clone())),
+        Network::Tls => {
+            let link = TlsLink::new(credentials.clone());
+            measures.add_wire(("caller", link.meter()));
+            Arc::new(link)
+        }
         Network::Local(network) => {
             network.attach(identity.clone(), Arc::new(service.clone()));
             Arc::new(network.link(identity.clone()))
@@ -362,120 +396,5 @@ async fn connect(config: ClientConfig, link: Arc<dyn Link>, mut stop: watch::Rec
             _ = stop.wait_for(|stop| *stop) => return None,
         }
         tokio::time::sleep(RETRY_AFTER).await;
-    }
-}
-
-/// Registers a node's disks, then reports how full they are, until the node stops.
-async fn report_disks(
-    client: Client,
-    storage: StorageNode,
-    node: NodeId,
-    base: String,
-    mut stop: watch::Receiver<bool>,
-) {
-    loop {
-        for (number, stat) in storage.disks().iter().enumerate() {
-            if let Err(failure) = report_disk(&client, node, &base, number, stat).await {
-                tracing::warn!(%failure, disk = %stat.disk, "disk report failed");
-            }
-        }
-        let pause = tokio::time::sleep(REPORT_EVERY);
-        tokio::select! {
-            () = pause => {}
-            _ = stop.wait_for(|stop| *stop) => return,
-        }
-    }
-}
-
-async fn report_disk(client: &Client, node: NodeId, base: &str, number: usize, stat: &DiskStat) -> Result<(), Failure> {
-    let deadline = Instant::now() + REPORT_TIME_MAX;
-    let map = client.map();
-    let known = map.disk(stat.disk);
-    let wanted = if stat.fenced.is_some() { State::Failed } else { State::Up };
-    let command = match known {
-        None => Command::RegisterDisk(DiskRecord {
-            disk: stat.disk,
-            node,
-            incarnation: stat.incarnation,
-            state: wanted,
-            name: free_name(&map, base, number),
-            size_bytes: stat.size_bytes,
-            used_bytes: Some(stat.used_bytes),
-        }),
-        Some(record) => {
-            // A restarted process has a healthy ring again, but only an operator brings a failed disk back.
-            let state = (wanted == State::Failed && record.state == State::Up).then_some(State::Failed);
-            let moved = record.used_bytes.unwrap_or(0).abs_diff(stat.used_bytes);
-            if state.is_none() && record.used_bytes.is_some() && moved * 100 < stat.size_bytes.max(1) {
-                return Ok(());
-            }
-            Command::SetDiskState(SetDiskState { disk: stat.disk, state, used_bytes: Some(stat.used_bytes) })
-        }
-    };
-    match client.mutate(GROUP_SYSTEM, command, None, deadline).await? {
-        Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
-        _ => Ok(()),
-    }
-}
-
-/// A name that no disk of the map has: the node's own count, which is no stable order, or the next free number.
-fn free_name(map: &ClusterMap, base: &str, number: usize) -> String {
-    let mut names = (number..).map(|number| format!("{base}/d{number}"));
-    names.find(|name| map.disks.iter().all(|disk| disk.name != *name)).expect("there are more numbers than disks")
-}
-
-/// Formats an empty disk folder; leaves one that carries a disk as it is.
-fn prepare_disk(config: &Config, identity: &Identity, path: PathBuf) -> Result<DiskConfig, Trouble> {
-    let entries = crate::files::list(&path).map_err(|error| init::file_trouble(&path, error))?;
-    if entries.is_empty() {
-        let capacity = match config.storage.capacity_bytes {
-            0 => crate::files::space_bytes(&path).map_err(|error| init::file_trouble(&path, error))?,
-            bytes => bytes,
-        };
-        let disk = DiskId(u128::from_le_bytes(draw()));
-        let format = FormatConfig {
-            path: path.clone(),
-            cluster: identity.cluster,
-            disk,
-            incarnation: Incarnation(1),
-            segment_bytes: config.storage.segment_bytes as u32,
-            size_bytes: capacity,
-            stamp: u64::from_le_bytes(draw()),
-        };
-        plinth_storage::format_disk(&format).map_err(failed)?;
-        tracing::info!(%disk, "empty disk folder formatted");
-    }
-    Ok(DiskConfig { path, expected: None })
-}
-
-/// Orders that a node carries out for itself.
-struct OwnControl {
-    storage: StorageNode,
-    config: Config,
-    identity: Identity,
-}
-
-impl ProcessControl for OwnControl {
-    fn control(
-        &self,
-        request: plinth_protocol::meta::AdminRequest,
-    ) -> plinth_transport::BoxFuture<'static, Result<plinth_protocol::meta::AdminReply, Failure>> {
-        use plinth_protocol::meta::{AdminReply, AdminRequest};
-        let (storage, config, identity) = (self.storage.clone(), self.config.clone(), self.identity.clone());
-        Box::pin(async move {
-            let AdminRequest::AddDisk(path) = request else {
-                return Err(Failure::new(FailureKind::Invalid, "only a demo stops and starts its nodes by command"));
-            };
-            let invalid = |trouble: Trouble| Failure::new(FailureKind::Invalid, trouble.text);
-            crate::files::make_folder(path.as_ref())
-                .map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
-            let disk = prepare_disk(&config, &identity, path.clone().into()).map_err(invalid)?;
-            let stat =
-                storage.add_disk(disk).await.map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
-            Ok(AdminReply::Done(format!(
-                "{path} is disk {}; add it to storage.disks in plinth.toml, then run plinth layout apply to use it",
-                stat.disk
-            )))
-        })
     }
 }

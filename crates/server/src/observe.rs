@@ -22,6 +22,8 @@ use tokio::sync::{Semaphore, watch};
 const CONNECTIONS_MAX: usize = 64;
 /// How long a request head may take.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a connection may last, answer included: a reader that takes nothing is left.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What a node says of itself when asked whether it is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,9 +63,13 @@ pub async fn serve(listener: TcpListener, node: Arc<dyn Observed>, mut stop: wat
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIME_MAX)
+                // One request a connection: who holds connections idle keeps no place from a health check.
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "observability connection broke");
+            match tokio::time::timeout(CONNECTION_TIME_MAX, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "observability connection broke"),
+                Err(_) => tracing::debug!("observability connection took too long"),
             }
             drop(place);
         });
@@ -122,4 +128,52 @@ fn body(status: StatusCode, kind: &str, page: Bytes) -> Response<Full<Bytes>> {
         .header(http::header::CONTENT_TYPE, kind)
         .body(Full::new(page))
         .expect("a status, a fixed header and a body always make a response")
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    #[derive(Default)]
+    struct Fake(Registry);
+
+    impl Observed for Fake {
+        fn readiness(&self) -> Readiness {
+            Readiness { write: vec![("S203", "too few domains".into())], read: vec![] }
+        }
+        fn refresh(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+        fn registry(&self) -> &Registry {
+            &self.0
+        }
+    }
+
+    async fn ask(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        // Ends only where the server closes: one request a connection.
+        tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn readiness_tells_reads_from_writes_and_connections_end_with_their_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(serve(listener, Arc::new(Fake::default()), stopped));
+        assert!(ask(address, "/health/live").await.starts_with("HTTP/1.1 200"));
+        let ready = ask(address, "/health/ready").await;
+        assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("retry-after: 2"), "{ready}");
+        assert!(ready.contains("\"mode\":\"read-only\""), "{ready}");
+        assert!(ask(address, "/health/ready?mode=read").await.starts_with("HTTP/1.1 200"));
+        assert!(ask(address, "/secrets").await.starts_with("HTTP/1.1 404"));
+        stop.send(true).unwrap();
+        serving.await.unwrap();
+    }
 }

@@ -53,6 +53,18 @@ impl Profile {
         home.unwrap_or_else(|| PathBuf::from(".")).join("plinth").join(PROFILE_FILE)
     }
 
+    /// Returns the profile that a running demo left for `plinth --demo`; never one that a stranger may have put there.
+    pub fn of_demo(environment: &[(String, String)]) -> Result<PathBuf, Trouble> {
+        let folder = Profile::demo_folder(environment);
+        let file = folder.join(PROFILE_FILE);
+        if !files::exists(&file) {
+            let text = "no demo of yours runs on this machine; start one with: plinth demo";
+            return Err(Trouble::new(Exit::Unreachable, "E1001", text));
+        }
+        files::make_own_folder(&folder).map_err(|error| crate::init::file_trouble(&folder, error))?;
+        Ok(file)
+    }
+
     /// Returns the folder in which a running demo leaves its profile for `plinth --demo`.
     pub fn demo_folder(environment: &[(String, String)]) -> PathBuf {
         let get = |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());

@@ -1,0 +1,470 @@
+//! A node's disks: which it has, which of them are there, and what the cluster is told of them.
+//!
+//! A node remembers in `disks.toml`, in its data folder, every disk that it has ever opened and under
+//! which folder. A remembered folder that is empty is a file system that is not mounted, or a disk that was
+//! exchanged: it is not formatted, the disk is reported as down, and the others serve. Only an
+//! operator's order, `plinth disk add`, makes an empty folder a new disk then. Disks that were added by
+//! command are opened at every start, as those of the configuration are.
+
+use crate::config::Config;
+use crate::files;
+use crate::init;
+use crate::service::ProcessControl;
+use plinth_admin::exit::{Exit, Trouble};
+use plinth_admin::secret::draw;
+use plinth_client::Client;
+use plinth_protocol::map::{ClusterMap, DiskRecord, State};
+use plinth_protocol::meta::{AdminReply, AdminRequest, Command, Outcome, Query, Reply, SetDiskState};
+use plinth_protocol::storage::DiskStat;
+use plinth_protocol::{DiskId, Failure, FailureKind, GROUP_SYSTEM, Incarnation, NodeId};
+use plinth_storage::{DiskConfig, FormatConfig, StorageNode};
+use plinth_transport::{BoxFuture, Identity};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+/// How often a storage node reports its disks to the system group.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How long one report or registration may take.
+const REPORT_TIME_MAX: Duration = Duration::from_secs(10);
+/// Reports that operators wait for at once.
+const WAITING_MAX: usize = 16;
+/// Name of the file in the node's data folder.
+const FILE: &str = "disks.toml";
+/// Version of that file.
+const FILE_VERSION: u32 = 1;
+
+/// A disk that the node has opened once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownDisk {
+    /// Its folder, absolute.
+    pub path: PathBuf,
+    /// Its id, 32 hexadecimal digits.
+    pub id: String,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Whether it was added by command and stands in no configuration.
+    pub added: bool,
+}
+
+impl KnownDisk {
+    fn identity(&self) -> Option<(DiskId, Incarnation)> {
+        Some((DiskId(u128::from_str_radix(&self.id, 16).ok()?), Incarnation(self.incarnation)))
+    }
+}
+
+/// The file `disks.toml`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskFile {
+    version: u32,
+    #[serde(default)]
+    disk: Vec<KnownDisk>,
+}
+
+/// What a node knows of its disks over restarts.
+pub struct Memory {
+    file: PathBuf,
+    disks: Mutex<Vec<KnownDisk>>,
+}
+
+impl Memory {
+    /// Reads what the node knows; nothing at its first start.
+    pub fn load(data: &Path) -> Result<Memory, Trouble> {
+        let file = data.join(FILE);
+        if !files::exists(&file) {
+            return Ok(Memory { file, disks: Mutex::default() });
+        }
+        let text = files::read_text(&file).map_err(|error| init::file_trouble(&file, error))?;
+        let wrong = |what: String| Trouble::new(Exit::Failed, "E2016", format!("{}: {what}", file.display()));
+        let content: DiskFile = toml::from_str(&text).map_err(|error| wrong(error.message().to_string()))?;
+        if content.version != FILE_VERSION {
+            return Err(wrong(format!("version {} is not known here", content.version)));
+        }
+        if let Some(bad) = content.disk.iter().find(|disk| disk.identity().is_none()) {
+            return Err(wrong(format!("\"{}\" is no disk id", bad.id)));
+        }
+        Ok(Memory { file, disks: Mutex::new(content.disk) })
+    }
+
+    fn at(&self, path: &Path) -> Option<KnownDisk> {
+        self.lock().iter().find(|disk| disk.path == path).cloned()
+    }
+
+    /// Returns the folders of disks that were added by command.
+    fn added(&self) -> Vec<PathBuf> {
+        self.lock().iter().filter(|disk| disk.added).map(|disk| disk.path.clone()).collect()
+    }
+
+    /// Writes down what stands at a folder now.
+    fn remember(&self, disk: KnownDisk) -> Result<(), Trouble> {
+        let mut disks = self.lock();
+        match disks.iter_mut().find(|known| known.path == disk.path) {
+            Some(known) if *known == disk => return Ok(()),
+            Some(known) => *known = disk,
+            None => disks.push(disk),
+        }
+        let content = DiskFile { version: FILE_VERSION, disk: disks.clone() };
+        let text = toml::to_string_pretty(&content).expect("the file's types all have a TOML form");
+        files::write_secret(&self.file, text.as_bytes()).map_err(|error| init::file_trouble(&self.file, error))
+    }
+
+    /// Writes down every disk in service.
+    fn remember_all(&self, storage: &StorageNode) -> Result<(), Trouble> {
+        for metrics in storage.metrics() {
+            let Some(stat) = storage.disks().into_iter().find(|stat| stat.disk == metrics.disk) else { continue };
+            let added = self.at(&metrics.path).is_some_and(|known| known.added);
+            self.remember(known_disk(metrics.path, &stat, added))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the disks that the node has had and that are not in service.
+    fn missing(&self, storage: &StorageNode) -> Vec<DiskId> {
+        let here: Vec<DiskId> = storage.disks().iter().map(|stat| stat.disk).collect();
+        let known = self.lock();
+        known.iter().filter_map(KnownDisk::identity).map(|(disk, _)| disk).filter(|disk| !here.contains(disk)).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<KnownDisk>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn known_disk(path: PathBuf, stat: &DiskStat, added: bool) -> KnownDisk {
+    KnownDisk { path, id: stat.disk.to_string(), incarnation: stat.incarnation.0, added }
+}
+
+/// Prepares the disks of the configuration and those that were added by command. A disk that is not where
+/// it was is left out, loudly; fails where none is left.
+pub fn prepare(config: &Config, identity: &Identity, memory: &Memory) -> Result<Vec<DiskConfig>, Trouble> {
+    let mut paths = config.storage.disks.clone();
+    paths.extend(memory.added());
+    paths.dedup();
+    let (mut disks, mut last) = (Vec::new(), None);
+    for path in paths {
+        match prepare_known(config, identity, memory, path) {
+            Ok(disk) => disks.push(disk),
+            Err(trouble) => {
+                tracing::error!(reason = trouble.text, "disk not in service");
+                last = Some(trouble);
+            }
+        }
+    }
+    match last {
+        Some(trouble) if disks.is_empty() => Err(trouble),
+        _ => Ok(disks),
+    }
+}
+
+fn prepare_known(config: &Config, identity: &Identity, memory: &Memory, path: PathBuf) -> Result<DiskConfig, Trouble> {
+    let Some(known) = memory.at(&path) else { return prepare_new(config, identity, path) };
+    let entries = files::list(&path).map_err(|error| init::file_trouble(&path, error))?;
+    if entries.is_empty() {
+        let text = format!(
+            "{} is empty and held disk {}: is its file system mounted? A new disk at this place: plinth disk add {} {}",
+            path.display(),
+            known.id,
+            config.node.name,
+            path.display()
+        );
+        return Err(Trouble::new(Exit::Failed, "E2017", text));
+    }
+    // A disk is known by its id: disks that were swapped are used where they are.
+    Ok(DiskConfig { path, expected: None })
+}
+
+/// Formats an empty disk folder; leaves one that carries a disk as it is.
+fn prepare_new(config: &Config, identity: &Identity, path: PathBuf) -> Result<DiskConfig, Trouble> {
+    let entries = files::list(&path).map_err(|error| init::file_trouble(&path, error))?;
+    if entries.is_empty() {
+        let capacity = match config.storage.capacity_bytes {
+            0 => files::space_bytes(&path).map_err(|error| init::file_trouble(&path, error))?,
+            bytes => bytes,
+        };
+        let disk = DiskId(u128::from_le_bytes(draw()));
+        let format = FormatConfig {
+            path: path.clone(),
+            cluster: identity.cluster,
+            disk,
+            incarnation: Incarnation(1),
+            segment_bytes: config.storage.segment_bytes as u32,
+            size_bytes: capacity,
+            stamp: u64::from_le_bytes(draw()),
+        };
+        plinth_storage::format_disk(&format).map_err(|error| Trouble::new(Exit::Failed, "E2011", error.to_string()))?;
+        tracing::info!(%disk, "empty disk folder formatted");
+    }
+    Ok(DiskConfig { path, expected: None })
+}
+
+/// Opens the disks of a storage node and writes down which they are.
+pub async fn open(config: &Config, identity: &Identity, memory: &Memory) -> Result<StorageNode, Trouble> {
+    let disks = prepare(config, identity, memory)?;
+    let storage = StorageNode::open(plinth_storage::StorageConfig::new(identity.cluster, disks))
+        .await
+        .map_err(|error| Trouble::new(Exit::Failed, "E2011", error.to_string()))?;
+    memory.remember_all(&storage)?;
+    Ok(storage)
+}
+
+/// Orders a report of all disks now; answered once the system group has taken it.
+pub type ReportOrder = oneshot::Sender<()>;
+
+/// Makes the way on which reports are ordered.
+pub fn report_orders() -> (mpsc::Sender<ReportOrder>, mpsc::Receiver<ReportOrder>) {
+    mpsc::channel(WAITING_MAX)
+}
+
+/// Orders that a storage node carries out for itself.
+pub struct OwnControl {
+    /// The node's disks.
+    pub storage: StorageNode,
+    /// What it knows of them.
+    pub memory: Arc<Memory>,
+    /// Its configuration.
+    pub config: Config,
+    /// Its identity.
+    pub identity: Identity,
+    /// The way to its reports.
+    pub reports: mpsc::Sender<ReportOrder>,
+}
+
+impl ProcessControl for OwnControl {
+    fn control(&self, request: AdminRequest) -> BoxFuture<'static, Result<AdminReply, Failure>> {
+        let (storage, memory) = (self.storage.clone(), self.memory.clone());
+        let (config, identity, reports) = (self.config.clone(), self.identity.clone(), self.reports.clone());
+        Box::pin(async move {
+            let AdminRequest::AddDisk(path) = request else {
+                return Err(Failure::new(FailureKind::Invalid, "only a demo stops and starts its nodes by command"));
+            };
+            let path = PathBuf::from(path);
+            let disk = add(&storage, &memory, &config, &identity, &path).await?;
+            let (done, reported) = oneshot::channel();
+            let told = reports.try_send(done).is_ok()
+                && tokio::time::timeout(REPORT_TIME_MAX, reported).await.is_ok_and(|report| report.is_ok());
+            let registered = if told { "registered" } else { "not registered yet: the cluster did not answer" };
+            Ok(AdminReply::Done(format!(
+                "{} is disk {disk}, {registered}; the node opens it at every start. To use it: plinth layout apply",
+                path.display()
+            )))
+        })
+    }
+}
+
+async fn add(
+    storage: &StorageNode,
+    memory: &Memory,
+    config: &Config,
+    identity: &Identity,
+    path: &Path,
+) -> Result<DiskId, Failure> {
+    let invalid = |text: String| Failure::new(FailureKind::Invalid, text);
+    if !path.is_absolute() {
+        return Err(invalid(format!("{}: name the folder from the root of the node's file system", path.display())));
+    }
+    if storage.metrics().iter().any(|disk| disk.path == path) {
+        return Err(Failure::new(FailureKind::Conflict, format!("{} is in service already", path.display())));
+    }
+    files::make_folder(path).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+    let disk = prepare_new(config, identity, path.to_path_buf()).map_err(|trouble| invalid(trouble.text))?;
+    let opened = storage.add_disk(disk).await.map_err(|error| invalid(error.to_string()))?;
+    let added = !config.storage.disks.iter().any(|known| known == path);
+    let known =
+        KnownDisk { path: path.to_path_buf(), id: opened.disk.to_string(), incarnation: opened.incarnation.0, added };
+    memory.remember(known).map_err(|trouble| Failure::new(FailureKind::Internal, trouble.text))?;
+    Ok(opened.disk)
+}
+
+/// What a storage node tells the system group, again and again.
+pub struct Reporter {
+    /// The node's client.
+    pub client: Client,
+    /// Its disks.
+    pub storage: StorageNode,
+    /// What it knows of them.
+    pub memory: Arc<Memory>,
+    /// Its id.
+    pub node: NodeId,
+    /// Its name, in front of its disks' names.
+    pub name: String,
+}
+
+impl Reporter {
+    /// Registers disks and reports how full they are, until the node stops.
+    pub async fn run(self, mut orders: mpsc::Receiver<ReportOrder>, mut stop: watch::Receiver<bool>) {
+        let mut order: Option<ReportOrder> = None;
+        loop {
+            match self.report().await {
+                // An operator that no longer waits is not told.
+                Ok(()) => drop(order.take().map(|order| order.send(()))),
+                Err(failure) => tracing::warn!(%failure, "disk report failed"),
+            }
+            order = tokio::select! {
+                () = tokio::time::sleep(REPORT_EVERY) => None,
+                Some(order) = orders.recv() => Some(order),
+                _ = stop.wait_for(|stop| *stop) => return,
+            };
+        }
+    }
+
+    async fn report(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + REPORT_TIME_MAX;
+        let mut map = match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline).await? {
+            Reply::Map(map) => map,
+            _ => return Err(Failure::new(FailureKind::Unavailable, "the cluster has not been founded")),
+        };
+        for (number, stat) in self.storage.disks().iter().enumerate() {
+            let Some(command) = self.judge(&map, number, stat) else { continue };
+            if let Command::RegisterDisk(record) = &command {
+                // The next disk's name is chosen against this one's.
+                map.disks.push(record.clone());
+            }
+            self.send(command).await?;
+        }
+        for disk in self.memory.missing(&self.storage) {
+            if map.disk(disk).is_some_and(|record| record.node == self.node && record.state == State::Up) {
+                tracing::error!(%disk, "disk is missing");
+                let down = SetDiskState { disk, state: Some(State::Down), used_bytes: None };
+                self.send(Command::SetDiskState(down)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides what is to be said of a disk, if anything.
+    fn judge(&self, map: &ClusterMap, number: usize, stat: &DiskStat) -> Option<Command> {
+        let wanted = if stat.fenced.is_some() { State::Failed } else { State::Up };
+        let record = |name: String| DiskRecord {
+            disk: stat.disk,
+            node: self.node,
+            incarnation: stat.incarnation,
+            state: wanted,
+            name,
+            size_bytes: stat.size_bytes,
+            used_bytes: Some(stat.used_bytes),
+        };
+        let Some(known) = map.disk(stat.disk) else {
+            return Some(Command::RegisterDisk(record(free_name(map, &self.name, number))));
+        };
+        if wanted == State::Up && matches!(known.state, State::Suspect | State::Down) {
+            // A disk that was missing is back.
+            return Some(Command::RegisterDisk(record(known.name.clone())));
+        }
+        // A restarted process has a healthy ring again, but only an operator brings a failed disk back.
+        let state = (wanted == State::Failed && known.state == State::Up).then_some(State::Failed);
+        let moved = known.used_bytes.unwrap_or(0).abs_diff(stat.used_bytes);
+        if state.is_none() && known.used_bytes.is_some() && moved * 100 < stat.size_bytes.max(1) {
+            return None;
+        }
+        Some(Command::SetDiskState(SetDiskState { disk: stat.disk, state, used_bytes: Some(stat.used_bytes) }))
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Failure> {
+        let deadline = Instant::now() + REPORT_TIME_MAX;
+        match self.client.mutate(GROUP_SYSTEM, command, None, deadline).await? {
+            Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A name that no disk of the map has: the node's own count, which is no stable order, or the next free number.
+fn free_name(map: &ClusterMap, base: &str, number: usize) -> String {
+    let mut names = (number..).map(|number| format!("{base}/d{number}"));
+    names.find(|name| map.disks.iter().all(|disk| disk.name != *name)).expect("there are more numbers than disks")
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+
+    fn config(folder: &Path) -> Config {
+        let file = folder.join("plinth.toml");
+        files::write_public(&file, crate::config::default_text().as_bytes()).unwrap();
+        let mut config = Config::load(&file, &[]).unwrap();
+        config.storage.segment_bytes = 16 << 20;
+        config.storage.capacity_bytes = 16 * (16 << 20);
+        config
+    }
+
+    fn identity() -> Identity {
+        let roles = vec![plinth_protocol::Role::Storage];
+        let cluster = plinth_protocol::ClusterId(7);
+        Identity { cluster, node: NodeId(1), roles, incarnation: Incarnation(1) }
+    }
+
+    #[tokio::test]
+    async fn an_empty_folder_that_held_a_disk_is_not_formatted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, identity) = (config(folder.path()), identity());
+        let (first, second) = (config.storage.disks[0].clone(), folder.path().join("extra"));
+        files::make_folder(&config.node.data).unwrap();
+        files::make_folder(&first).unwrap();
+        let memory = Memory::load(&config.node.data).unwrap();
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        let added = add(&storage, &memory, &config, &identity, &second).await.unwrap();
+        storage.shutdown().await;
+
+        // As after a reboot without this mount.
+        files::remove_tree(&first).unwrap();
+        files::make_folder(&first).unwrap();
+        let memory = Memory::load(&config.node.data).unwrap();
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        assert_eq!(storage.disks().iter().map(|stat| stat.disk).collect::<Vec<_>>(), [added], "the added one is back");
+        assert!(files::list(&first).unwrap().is_empty(), "nothing was written where a disk was");
+        assert_eq!(memory.missing(&storage).len(), 1);
+
+        // Only an order that names the folder makes it a new disk.
+        add(&storage, &memory, &config, &identity, &first).await.unwrap();
+        assert_eq!(storage.disks().len(), 2);
+        assert_eq!(memory.missing(&storage), []);
+        storage.shutdown().await;
+        let memory = Memory::load(&config.node.data).unwrap();
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        assert_eq!(storage.disks().len(), 2);
+        storage.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn swapped_disks_are_used_where_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut config, identity) = (config(folder.path()), identity());
+        let [one, two, aside] = ["one", "two", "aside"].map(|name| folder.path().join(name));
+        config.storage.disks = vec![one.clone(), two.clone()];
+        for path in [&config.node.data, &one, &two] {
+            files::make_folder(path).unwrap();
+        }
+        let memory = Memory::load(&config.node.data).unwrap();
+        open(&config, &identity, &memory).await.unwrap().shutdown().await;
+        let before = (memory.at(&one).unwrap().id, memory.at(&two).unwrap().id);
+        for (from, to) in [(&one, &aside), (&two, &one), (&aside, &two)] {
+            std::fs::rename(from, to).unwrap();
+        }
+        let memory = Memory::load(&config.node.data).unwrap();
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        assert_eq!((storage.disks().len(), memory.missing(&storage)), (2, vec![]));
+        assert_eq!((memory.at(&two).unwrap().id, memory.at(&one).unwrap().id), before);
+        storage.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_added_once_and_by_its_whole_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, identity) = (config(folder.path()), identity());
+        files::make_folder(&config.node.data).unwrap();
+        files::make_folder(&config.storage.disks[0]).unwrap();
+        let memory = Memory::load(&config.node.data).unwrap();
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        let again = add(&storage, &memory, &config, &identity, &config.storage.disks[0]).await.unwrap_err();
+        assert_eq!(again.kind, FailureKind::Conflict);
+        let relative = add(&storage, &memory, &config, &identity, Path::new("d9")).await.unwrap_err();
+        assert_eq!(relative.kind, FailureKind::Invalid);
+        storage.shutdown().await;
+    }
+}
