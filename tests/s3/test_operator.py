@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -113,6 +114,41 @@ class Commands(OfOurOwn):
         self.assertEqual(self.run_plinth("status", "--no-such-flag").returncode, 2)
         with self.assertRaisesRegex(ClusterError, "exit 5"):
             Server.cluster.command("key", "revoke", "PLKDOESNOTEXIST00000")
+        # Nobody there: 3. The state is another one: 6. A check found a problem: 8.
+        nowhere = {**self.environment, "XDG_RUNTIME_DIR": str(self.folder)}
+        asked = subprocess.run([self.plinth, "--demo", "status"], env=nowhere, capture_output=True, text=True, timeout=60)
+        self.assertEqual(asked.returncode, 3, asked.stderr)
+        node = Server.cluster.node("s1")
+        self.assertEqual(self.run_plinth("init", "single", "--data", node.folder).returncode, 6)
+        copy = self.folder / "copied"
+        shutil.copytree(node.folder, copy, ignore=shutil.ignore_patterns("d0", "data"))
+        (copy / "d0").mkdir()
+        self.assertEqual(self.run_plinth("config", "check", "--config", copy / "plinth.toml").returncode, 0)
+        (copy / "node.key").chmod(0o644)
+        self.assertEqual(self.run_plinth("config", "check", "--config", copy / "plinth.toml").returncode, 8)
+        # Errors are JSON too where JSON is asked for.
+        refused = self.run_plinth("--output", "json", "server", "--config", copy / "plinth.toml")
+        self.assertEqual((refused.returncode, json.loads(refused.stderr)["code"]), (2, "E2004"))
+
+    def test_a_token_admits_only_for_its_roles_and_is_not_guessed(self):
+        cluster = Server.cluster
+        token = cluster.command("cluster", "token", "create", "--roles", "storage")
+        file = self.folder / "token"
+        file.write_text(token["token"])
+
+        def join(name, role, data, address="127.0.0.1:9"):
+            return self.run_plinth(
+                "join", "--token-file", file, "--meta", token["meta"], "--roles", role, "--name", name,
+                "--data", self.folder / data, "--listen", address, "--health", "127.0.0.1:9",
+            )
+
+        self.assertEqual(join("odd", "gateway", "odd").returncode, 4, "a token for storage admits no gateway")
+        self.assertFalse((self.folder / "odd").exists(), "nothing is left of a refused node")
+        file.write_text("plj1.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA." + token["token"].rsplit(".", 1)[1])
+        self.assertEqual(join("odd", "storage", "odd").returncode, 4, "a made-up token")
+        file.write_text(token["token"].rsplit(".", 1)[0] + "." + "A" * 43)
+        self.assertEqual(join("odd", "storage", "odd").returncode, 3, "a token of another cluster's CA reaches nobody")
+        self.assertNotIn("odd", [node["name"] for node in cluster.command("node", "list")["items"]])
 
     def test_an_unknown_key_is_refused_with_line_and_nearest(self):
         config = pathlib.Path(Server.cluster.node("g1").config)
@@ -192,6 +228,15 @@ class Metrics(OfOurOwn):
         up = [line for line in leading[0].splitlines() if line.startswith("plinth_node_state") and line.endswith(" 1")]
         self.assertEqual(len(up), len(Server.cluster.nodes), up)
 
+    def test_prometheus_own_linter_finds_nothing(self):
+        if shutil.which("promtool") is None:
+            self.skipTest("promtool: not installed (Debian's package prometheus)")
+        for node in Server.cluster.nodes:
+            checked = subprocess.run(
+                ["promtool", "check", "metrics"], input=self.page(node), capture_output=True, text=True, timeout=30,
+            )
+            self.assertEqual((checked.returncode, checked.stderr), (0, ""), f"{node.name}: {checked.stdout}")
+
     def test_the_text_format_holds(self):
         """A strict reader of the exposition format: types before samples, numbers, cumulative buckets."""
         for node in Server.cluster.nodes:
@@ -224,6 +269,7 @@ class Growth(OfOurOwn):
             for index in range(8):
                 s3.put("growth", f"before/{index}", content)
             cluster.join("s7", "storage")
+            self.assert_token_is_used_up(cluster)
             cluster.command("disk", "add", "s1", cluster.folder / "nodes" / "s1" / "extra")
             self.wait_for_disks(cluster, 8)
             cluster.command("layout", "apply")
@@ -240,6 +286,14 @@ class Growth(OfOurOwn):
                 for index in range(count):
                     self.assertEqual(s3.get("growth", f"{prefix}/{index}"), content)
             s3.put("growth", "last", b"written with the new voter")
+
+    def assert_token_is_used_up(self, cluster):
+        again = self.program(
+            self.plinth, "join", "--token-file", cluster.folder / "s7.token", "--roles", "storage", "--name", "s8",
+            "--meta", cluster.command("cluster", "token", "create", "--roles", "storage")["meta"],
+            "--data", self.folder / "s8", "--listen", "127.0.0.1:9", "--health", "127.0.0.1:9", ok=False,
+        )
+        self.assertEqual(again.returncode, 4, again.stderr)
 
     def wait_for_disks(self, cluster, count):
         """A storage node tells the cluster of its disks with its next heartbeat."""
