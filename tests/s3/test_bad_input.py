@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import http.client
 import socket
 import time
 import zlib
@@ -43,11 +44,41 @@ OBJECT_CASES = [
     ("the trailer is garbage", "PUT", "", chunked(), b"5\r\nhello\r\n0\r\n:::\xff\r\n\r\n", {}, ["MalformedTrailerError", "InvalidRequest", "IncompleteBody"]),
     ("a chunk's signature is wrong", "PUT", "", {**SIGNED_CHUNKS, "x-amz-decoded-content-length": "5"}, f"5;chunk-signature={'0' * 64}\r\nhello\r\n0;chunk-signature={'0' * 64}\r\n\r\n".encode(), {}, ["SignatureDoesNotMatch"]),
     ("a chunk has no signature", "PUT", "", {**SIGNED_CHUNKS, "x-amz-decoded-content-length": "5"}, b"5\r\nhello\r\n0\r\n\r\n", {}, ["SignatureDoesNotMatch", "IncompleteBody", "InvalidRequest", "InvalidChunkSizeError"]),
+    ("a chunk size beyond 64 bits", "PUT", "", chunked(), b"fffffffffffffffff\r\nhello\r\n0\r\n\r\n", {}, ["InvalidRequest"]),
+    ("a chunk size below nothing", "PUT", "", chunked(), b"-5\r\nhello\r\n0\r\n\r\n", {}, ["InvalidRequest"]),
+    ("a chunk line without end", "PUT", "", chunked(), b"5" * 5000, {}, ["InvalidRequest"]),
+    ("bytes behind the last chunk", "PUT", "", chunked(), f"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:{CRC_OF_HELLO}\r\n\r\nmore".encode(), {}, ["InvalidRequest"]),
+    ("a trailer that was not announced", "PUT", "", chunked(), f"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:{CRC_OF_HELLO}\r\nx-amz-meta-a:1\r\n\r\n".encode(), {}, ["MalformedTrailerError"]),
+    ("a trailer twice", "PUT", "", chunked(), b"5\r\nhello\r\n0\r\n" + 2 * f"x-amz-checksum-crc32:{CRC_OF_HELLO}\r\n".encode() + b"\r\n", {}, ["MalformedTrailerError"]),
+    ("trailers without measure", "PUT", "", chunked(), b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:" + b"A" * 9000 + b"\r\n\r\n", {}, ["MalformedTrailerError"]),
+    ("a trailer that is no checksum", "PUT", "", chunked(**{"x-amz-trailer": "x-amz-meta-a"}), b"5\r\nhello\r\n0\r\nx-amz-meta-a:1\r\n\r\n", {}, ["InvalidRequest"]),
+    ("no decoded length", "PUT", "", CHUNKED, b"5\r\nhello\r\n0\r\n\r\n", {}, ["MissingContentLength"]),
+    ("a decoded length that is no number", "PUT", "", chunked("0x5"), b"5\r\nhello\r\n0\r\n\r\n", {}, ["InvalidArgument"]),
+    ("framing that is not announced", "PUT", "", {"content-encoding": "aws-chunked", "x-amz-decoded-content-length": "5"}, b"5\r\nhello\r\n0\r\n\r\n", {}, ["InvalidRequest"]),
+    ("a signed chunk without measure", "PUT", "", {**SIGNED_CHUNKS, "x-amz-decoded-content-length": str(1 << 30)}, f"20000000;chunk-signature={'0' * 64}\r\nhello".encode(), {}, ["InvalidChunkSizeError"]),
+    ("a signed trailer without signature", "PUT", "", chunked(**{"x-amz-content-sha256": "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"}), b"5\r\nhello\r\n0\r\n\r\n", {}, ["InvalidRequest"]),
+    ("metadata of 3 KiB", "PUT", "", {"x-amz-meta-a": "v" * 3072}, b"hello", {}, ["MetadataTooLarge"]),
+    ("a header that nobody knows", "PUT", "", {"x-amz-brew": "tea"}, b"hello", {}, ["NotImplemented"]),
+    ("somebody else's bucket is expected", "PUT", "", {"x-amz-expected-bucket-owner": "123456789012"}, b"hello", {}, ["AccessDenied"]),
+    ("a grant", "PUT", "", {"x-amz-grant-read": "id=1"}, b"hello", {}, ["AccessControlListNotSupported"]),
+    ("a condition that writes don't have", "PUT", "", {"if-modified-since": "Wed, 21 Oct 2015 07:28:00 GMT"}, b"hello", {}, ["NotImplemented"]),
+    ("a checksum algorithm without its sum", "PUT", "", {"x-amz-sdk-checksum-algorithm": "CRC32"}, b"hello", {}, ["InvalidRequest"]),
+    ("a checksum of another length", "PUT", "", {"x-amz-checksum-sha256": CRC_OF_HELLO}, b"hello", {}, ["InvalidRequest"]),
+    ("a scope of another day", "PUT", "", {}, b"hello", {"authorization": "AWS4-HMAC-SHA256 Credential=x/20200101/us-east-1/s3/aws4_request,SignedHeaders=host,Signature=0"}, ["AuthorizationHeaderMalformed"]),
+    ("a scope of another service", "PUT", "", {}, b"hello", {"authorization": "AWS4-HMAC-SHA256 Credential=x/20200101/us-east-1/ec2/aws4_request,SignedHeaders=host,Signature=0"}, ["AuthorizationHeaderMalformed"]),
+    ("the old signature", "PUT", "", {}, b"hello", {"authorization": "AWS x:y"}, ["InvalidRequest"]),
+    ("a token of nobody", "PUT", "", {"x-amz-security-token": "x"}, b"hello", {}, ["InvalidToken"]),
+    ("a token with a space", "PUT", "", {"x-amz-client-token": "a b"}, b"hello", {}, ["InvalidArgument"]),
     ("part number 0", "PUT", "partNumber=0&uploadId=UPLOAD", {}, b"hello", {}, ["InvalidArgument"]),
     ("part number 10,001", "PUT", "partNumber=10001&uploadId=UPLOAD", {}, b"hello", {}, ["InvalidArgument"]),
     ("an upload that nobody began", "PUT", "partNumber=1&uploadId=none", {}, b"hello", {}, ["NoSuchUpload"]),
     ("Complete of an upload that nobody began", "POST", "uploadId=none", {}, b"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>x</ETag></Part></CompleteMultipartUpload>", {}, ["NoSuchUpload"]),
     ("Complete is no XML", "POST", "uploadId=UPLOAD", {}, b"<<<", {}, ["MalformedXML"]),
+    ("Complete names no part", "POST", "uploadId=UPLOAD", {}, b"<CompleteMultipartUpload></CompleteMultipartUpload>", {}, ["MalformedXML"]),
+    ("Complete names a part that never came", "POST", "uploadId=UPLOAD", {}, b"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>x</ETag></Part></CompleteMultipartUpload>", {}, ["InvalidPart"]),
+    ("Complete has an element that nobody knows", "POST", "uploadId=UPLOAD", {}, b"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>x</ETag><Tea/></Part></CompleteMultipartUpload>", {}, ["NotImplemented"]),
+    ("Complete descends", "POST", "uploadId=UPLOAD", {}, b"<CompleteMultipartUpload>" + b"".join(b"<Part><PartNumber>%d</PartNumber><ETag>x</ETag></Part>" % n for n in (2, 1)) + b"</CompleteMultipartUpload>", {}, ["InvalidPartOrder"]),
+    ("a copy of a key of 1,025 bytes", "PUT", "", {"x-amz-copy-source": "/b-b-b/" + "k" * 1025}, b"", {}, ["KeyTooLongError", "NoSuchBucket"]),
     ("a copy of nothing", "PUT", "", {"x-amz-copy-source": "/no-such-bucket-at-all/k"}, b"", {}, ["NoSuchBucket", "NoSuchKey"]),
     ("a copy source that cannot be read", "PUT", "", {"x-amz-copy-source": "%zz"}, b"", {}, ["InvalidArgument", "NoSuchBucket", "InvalidBucketName"]),
 ]
@@ -56,6 +87,14 @@ BUCKET_CASES = [
     ("DeleteObjects is no XML", "POST", "delete=", {}, b"<Delete><Object>", ["MalformedXML", "MissingContentMD5", "InvalidRequest"]),
     ("DeleteObjects is empty", "POST", "delete=", {}, b"<Delete></Delete>", ["MalformedXML", "MissingContentMD5", "InvalidRequest"]),
     ("XML with entities", "POST", "delete=", {}, b'<!DOCTYPE d [<!ENTITY a "x"><!ENTITY b "&a;&a;">]><Delete><Object><Key>&b;</Key></Object></Delete>', ["MalformedXML", "MissingContentMD5", "InvalidRequest"]),
+    ("XML nested without end", "POST", "delete=", {}, b"<a>" * 20_000, ["MalformedXML"]),
+    ("XML with a hundred thousand attributes", "POST", "delete=", {}, b"<Delete " + b"".join(b"xmlns:a%d='u' " % n for n in range(100_000)) + b"/>", ["MalformedXML"]),
+    ("XML of more elements than any request has", "POST", "delete=", {}, b"<Delete>" + b"<Object/>" * 70_000 + b"</Delete>", ["MalformedXML"]),
+    ("XML that is no UTF-8", "POST", "delete=", {}, b"<Delete><Object><Key>\xff\xfe</Key></Object></Delete>", ["MalformedXML"]),
+    ("1,001 keys to delete", "POST", "delete=", {}, b"<Delete>" + b"<Object><Key>k</Key></Object>" * 1001 + b"</Delete>", ["MalformedXML"]),
+    ("max-keys below nothing", "GET", "list-type=2&max-keys=-1", {}, b"", ["InvalidArgument"]),
+    ("two subresources", "GET", "acl=&policy=", {}, b"", ["InvalidArgument"]),
+    ("a location with a line end", "PUT", "", {}, b"<CreateBucketConfiguration><LocationConstraint>a&#10;b</LocationConstraint></CreateBucketConfiguration>", ["InvalidArgument"]),
     ("max-keys is no number", "GET", "list-type=2&max-keys=many", {}, b"", ["InvalidArgument"]),
     ("a continuation token of nobody", "GET", "continuation-token=%21%21&list-type=2", {}, b"", ["InvalidArgument"]),
     ("an encoding that does not exist", "GET", "encoding-type=rot13&list-type=2", {}, b"", ["InvalidArgument"]),
@@ -114,6 +153,89 @@ class BadInput(ClientTest):
                 answer += piece
         told = answer.lower()
         self.assertTrue(told.startswith(b"http/1.1 100") or b"connection: close" in told, answer)
+
+    def raw(self, text, more=b"", ends=False):
+        """Sends bytes as they are; returns all that comes until the server closes, which it must do."""
+        host, port = self.s3().host.split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(text.encode() + more)
+            if ends:
+                connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            while piece := connection.recv(1 << 16):
+                answer += piece
+        return answer
+
+    def test_heads_that_are_no_heads_get_an_error_and_an_end(self):
+        bucket = self.bucket("bad")
+        head = f"PUT /{bucket}/smuggled HTTP/1.1\r\nhost: {self.s3().host}\r\n"
+        inner = f"GET /{bucket} HTTP/1.1\r\nhost: x\r\n\r\n"
+        for wrong, text in [
+            ("a length beside chunks", f"{head}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{inner}"),
+            ("chunks beside a length", f"{head}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{inner}"),
+            ("two lengths", f"{head}content-length: 0\r\ncontent-length: {len(inner)}\r\n\r\n{inner}"),
+            ("a length with a sign", f"{head}content-length: +{len(inner)}\r\n\r\n{inner}"),
+            ("a coding that hides chunks", f"{head}transfer-encoding: xchunked\r\n\r\n0\r\n\r\n{inner}"),
+            ("a coding with a space before its colon", f"{head}transfer-encoding : chunked\r\n\r\n0\r\n\r\n{inner}"),
+            ("a folded header", f"{head}x-amz-meta-a: 1\r\n 2\r\n\r\n"),
+            ("two hosts", f"{head}host: other\r\n\r\n"),
+            ("a head of 64 KiB", f"{head}x-a: {'a' * 65536}\r\n\r\n"),
+            ("a line of 64 KiB", f"GET /{'a' * 65536} HTTP/1.1\r\nhost: x\r\n\r\n"),
+            ("a thousand headers", head + "a: b\r\n" * 1000 + "\r\n"),
+            ("another protocol", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            ("no HTTP at all", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello there\r\n\r\n"),
+        ]:
+            with self.subTest(wrong):
+                answer = self.raw(text)
+                self.assertTrue(answer.startswith(b"HTTP/1.1 4"), answer[:200])
+                self.assertEqual(answer.count(b"HTTP/1.1 "), 1, "what was smuggled was answered")
+                self.assertIn(b"<Code>", answer)
+                self.assertIn(b"x-amz-request-id", answer.lower())
+        self.assertEqual(self.s3().keys(bucket), [])
+        self.all_alive()
+
+    def test_a_body_that_ends_early_leaves_no_object_and_no_hung_connection(self):
+        bucket, s3 = self.bucket("bad"), self.s3()
+        for size in [10, 100_000]:
+            with self.subTest(size=size):
+                path, now = f"/{bucket}/short", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+                headers = {"host": s3.host, "x-amz-content-sha256": "UNSIGNED-PAYLOAD", "x-amz-date": now}
+                headers["authorization"] = s3.authorization("PUT", path, "", headers, "UNSIGNED-PAYLOAD", now)
+                lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+                answer = self.raw("\r\n".join([*lines, f"content-length: {size + 1}", "", ""]), b"x" * size, ends=True)
+                self.assertNotIn(b"HTTP/1.1 200", answer)
+                self.assertIsNone(self.s3().get_or_none(bucket, "short"))
+        self.all_alive()
+
+    def test_links_that_are_not_right_are_refused(self):
+        bucket, s3 = self.bucket("bad"), self.s3()
+        path = f"/{bucket}/linked"
+        good = s3.presigned("PUT", path)
+        long_ago = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - 3600))
+        ahead = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + 3600))
+        for wrong, method, target, codes in [
+            ("it has expired", "PUT", s3.presigned("PUT", path, now=long_ago), ["AccessDenied"]),
+            ("it is not yet valid", "PUT", s3.presigned("PUT", path, now=ahead), ["AccessDenied"]),
+            ("it lives longer than a week", "PUT", s3.presigned("PUT", path, expires=604_801), ["AuthorizationQueryParametersError"]),
+            ("it never lived", "PUT", s3.presigned("PUT", path, expires=0), ["AuthorizationQueryParametersError"]),
+            ("it is for another method", "DELETE", good, ["SignatureDoesNotMatch"]),
+            ("it is for another key", "PUT", good.replace("/linked?", "/other?"), ["SignatureDoesNotMatch"]),
+            ("a parameter was added", "PUT", f"{good}&x-amz-meta-a=1", ["SignatureDoesNotMatch"]),
+            ("its signature stands twice", "PUT", f"{good}&X-Amz-Signature=0", ["AuthorizationQueryParametersError", "SignatureDoesNotMatch"]),
+            ("its life stands twice", "PUT", f"{good}&X-Amz-Expires=99", ["AuthorizationQueryParametersError", "SignatureDoesNotMatch"]),
+            ("it has no signature", "PUT", good.split("&X-Amz-Signature")[0], ["AuthorizationQueryParametersError"]),
+            ("its metadata is no header", "PUT", s3.presigned("PUT", path, **{"x-amz-meta-a": "b%0D%0Ac"}), ["InvalidArgument"]),
+        ]:
+            with self.subTest(wrong):
+                host, port = s3.host.split(":")
+                connection = http.client.HTTPConnection(host, int(port), timeout=10)
+                self.addCleanup(connection.close)
+                connection.request(method, target, body=b"hello")
+                answer = connection.getresponse()
+                content = answer.read()
+                self.assertIn(wire.code_of(content), codes, content[:300])
+        self.assertEqual(self.s3().keys(bucket), [])
+        self.all_alive()
 
     def refused(self, s3, method, path, query, body, headers, unsigned, codes):
         try:

@@ -4,7 +4,7 @@ import io
 import random
 import unittest
 
-from suite import MIB, PROGRAMS, SIZES, ClientTest, Server, require
+from suite import BIG_BYTES, FULL, MIB, PROGRAMS, SIZES, ClientTest, Server, require
 
 
 class OverTls(ClientTest):
@@ -18,7 +18,7 @@ class OverTls(ClientTest):
 
     def there_and_back(self, path):
         bucket = self.bucket("tls")
-        for size in [*SIZES, 20 * MIB]:
+        for size in [*SIZES, BIG_BYTES if FULL else 20 * MIB]:
             self.file(f"up/{size}", size)
         aws = [path, "--endpoint-url", Server.tls_endpoint, "--ca-bundle", Server.tls_authority, "s3", "cp", "--recursive"]
         self.program(*aws, "--no-progress", self.folder / "up", f"s3://{bucket}/a")

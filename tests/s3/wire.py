@@ -96,16 +96,35 @@ class S3:
             self.close()
         return answer.status, answer.headers, content
 
+    def presigned(self, method, path, expires=60, now=None, **query):
+        """The target of a link: path and signed query. `query` is encoded already."""
+        now = now or datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        credential = urllib.parse.quote(f"{self.access_key}/{self.scope(now)}", safe="")
+        query.update({
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256", "X-Amz-Credential": credential, "X-Amz-Date": now,
+            "X-Amz-Expires": expires, "X-Amz-SignedHeaders": "host",
+        })
+        text = "&".join(f"{name}={value}" for name, value in sorted(query.items()))
+        signature = self.signature(method, path, text, {"host": self.host}, "UNSIGNED-PAYLOAD", now)
+        return f"{path}?{text}&X-Amz-Signature={signature}"
+
+    def scope(self, now):
+        return f"{now[:8]}/{self.region}/s3/aws4_request"
+
     def authorization(self, method, path, query, headers, payload, now):
+        signature = self.signature(method, path, query, headers, payload, now)
+        credential, names = f"{self.access_key}/{self.scope(now)}", ";".join(sorted(headers))
+        return f"AWS4-HMAC-SHA256 Credential={credential},SignedHeaders={names},Signature={signature}"
+
+    def signature(self, method, path, query, headers, payload, now):
         names = sorted(headers)
         lines = [method, path, query, *(f"{name}:{headers[name].strip()}" for name in names), "", ";".join(names), payload]
-        scope = f"{now[:8]}/{self.region}/s3/aws4_request"
+        scope = self.scope(now)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         key = ("AWS4" + self.secret_key).encode()
         for word in scope.split("/"):
             key = hmac.digest(key, word.encode(), "sha256")
-        signature = hmac.digest(key, f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{digest}".encode(), "sha256").hex()
-        return f"AWS4-HMAC-SHA256 Credential={self.access_key}/{scope},SignedHeaders={';'.join(names)},Signature={signature}"
+        return hmac.digest(key, f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{digest}".encode(), "sha256").hex()
 
     def close(self):
         if self.connection is not None:
