@@ -1,5 +1,5 @@
 //! The file seam of snapshots: the few operations that a shard's folder needs, real here, simulated
-//! in the tests of [`crate::raft::snapshot`].
+//! (`sim`) in the tests of [`crate::raft::snapshot`].
 //!
 //! The one file of this crate that touches `std::fs`, the log's journal and RocksDB apart.
 #![allow(clippy::disallowed_methods)]
@@ -7,6 +7,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+
+#[cfg(test)]
+pub(crate) mod sim;
 
 /// Operations on files and folders. Nothing is durable before it is synced.
 pub(crate) trait Files: Send + Sync + 'static {

@@ -16,10 +16,12 @@ mod batch;
 mod config;
 mod error;
 mod files;
+#[cfg(test)]
+mod golden;
 mod ledger;
 mod log;
 mod node;
-pub mod planted;
+mod planted;
 mod raft;
 pub mod state;
 mod stats;

@@ -13,6 +13,8 @@ pub(crate) mod replay;
 pub(crate) mod view;
 
 #[cfg(test)]
+mod format;
+#[cfg(test)]
 mod model;
 
 use plinth_protocol::NodeId;

@@ -2,9 +2,24 @@
 //!
 //! Every message, request or reply, carries who sends it: node, log id, boot counter, session and
 //! durable floor. The receiver compares that with what group 0 knows ([`crate::ledger`]) before
-//! openraft hears the message. Records are tag-length (`protocol::wire`); the payload of an append
-//! is the payloads of its entries, one behind the other, that of a snapshot chunk is a piece of a
-//! file, all others have none.
+//! openraft hears the message.
+//!
+//! | call              | request's record (tags)                                      | payload           | reply's record                              |
+//! |-------------------|--------------------------------------------------------------|-------------------|---------------------------------------------|
+//! | 1 append          | 1 vote, 2 previous, 3 committed, 4 heads of 32 bytes         | entries' payloads | 1 success, 2 conflict, 3 vote, 4 partial    |
+//! | 2 vote            | 1 vote, 2 last, 3 transfer                                   | none              | 1 vote, 2 granted, 3 last                   |
+//! | 3 pre-vote        | as vote                                                      | none              | as vote                                     |
+//! | 4 transfer        | 1 from, 2 to, 3 last                                         | none              | 1 accepted, 2 vote changed, 3 not flushed   |
+//! | 5 snapshot begin  | 1 transfer, 2 vote, 3 snapshot                               | none              | vote                                        |
+//! | 6 snapshot chunk  | 1 transfer, 2 name, 3 offset                                 | piece of the file | none                                        |
+//! | 7 snapshot end    | 1 transfer, 2 vote, 3 snapshot, 4 files                      | none              | vote                                        |
+//! | 8 change          | 1 add learner, 2 promote, 3 remove, 4 transfer               | none              | none                                        |
+//!
+//! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record; a reply's is 1 from, 2 the record.
+//! A vote is 1 term, 2 node, 3 committed; an identity 1 node, 2 log, 3 boot, 4 session, 5 floor; a snapshot 1 last, 2 membership
+//! (1 at, 2 the membership: 1 configurations, 2 addresses by node); a file 1 name, 2 bytes, 3 CRC-32. All are tag-length
+//! records (`protocol::wire`), held to `tests/format/meta_raft_*.hex`. The payload of an append is the payloads of its entries,
+//! one behind the other.
 
 use super::words::{MembershipWords, StoredMembershipWords};
 use crate::ledger::VoterIdentity;

@@ -14,4 +14,6 @@ pub(crate) mod store;
 pub(crate) mod words;
 
 #[cfg(test)]
+mod format;
+#[cfg(test)]
 mod suite;

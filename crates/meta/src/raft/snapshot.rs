@@ -22,6 +22,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(test)]
+mod crash_states;
+
 const CURRENT: &str = "CURRENT";
 const CURRENT_NEW: &str = "CURRENT.new";
 /// Longest name of a file in a snapshot, in bytes.
@@ -87,7 +90,10 @@ impl ShardFolder {
                 }
                 Some(name)
             }
-            None => None,
+            None => {
+                check_unused(files.as_ref(), &folder, &names)?;
+                None
+            }
         };
         for name in names.iter().filter(|name| *name != CURRENT && Some(*name) != current.as_ref()) {
             files.remove(&folder.join(name)).map_err(MetaError::io(context()))?;
@@ -101,7 +107,7 @@ impl ShardFolder {
                 let mut shard = ShardFolder { files, folder, current: String::new(), number: 0 };
                 let path = shard.next();
                 shard.files.create_folder(&path).map_err(MetaError::io(format!("make {}", path.display())))?;
-                shard.sync_parent()?;
+                shard.sync_parents()?;
                 shard.point(&path)?;
                 Ok(shard)
             }
@@ -136,8 +142,9 @@ impl ShardFolder {
     /// Makes an adopted database the one that counts; returns the old one.
     pub(crate) fn switch(&mut self, adopted: FolderGuard) -> Result<FolderGuard, MetaError> {
         let old = self.database();
-        self.point(adopted.path())?;
-        adopted.keep();
+        // Kept whatever comes: where pointing fails half-way, `CURRENT` may name it already. The next start decides.
+        let path = adopted.keep();
+        self.point(&path)?;
         Ok(FolderGuard::new(self.files.clone(), old))
     }
 
@@ -146,9 +153,9 @@ impl ShardFolder {
         self.folder.join(format!("db.{}", self.number))
     }
 
-    fn sync_parent(&self) -> Result<(), MetaError> {
-        let parent = self.folder.parent().unwrap_or(Path::new("."));
-        for folder in [self.folder.as_path(), parent] {
+    /// Makes the folder itself durable, with those above it that may be new: the groups' and the voter's.
+    fn sync_parents(&self) -> Result<(), MetaError> {
+        for folder in self.folder.ancestors().take(3).filter(|folder| !folder.as_os_str().is_empty()) {
             self.files.sync_folder(folder).map_err(MetaError::io(format!("sync {}", folder.display())))?;
         }
         Ok(())
@@ -168,6 +175,19 @@ impl ShardFolder {
         self.current = name;
         Ok(())
     }
+}
+
+/// Fails with `Corrupt` where no database is named although one has been used: the first one is empty until its name is durable.
+fn check_unused(files: &dyn Files, folder: &Path, names: &[String]) -> Result<(), MetaError> {
+    for name in names.iter().filter(|name| number_of(name).is_some()) {
+        let database = folder.join(name);
+        let held = files.list(&database).map_err(MetaError::io(format!("look at {}", database.display())))?;
+        if !held.is_empty() {
+            let current = folder.join(CURRENT);
+            return Err(MetaError::Corrupt(format!("{} names no database, but {name} holds one", current.display())));
+        }
+    }
+    Ok(())
 }
 
 fn parse_current(bytes: &[u8]) -> Option<String> {

@@ -8,7 +8,7 @@ use super::rows::{self, AppliedRow};
 use super::store::{Family, Store, View};
 use super::work::Work;
 use super::{Batch, StateError, keys, query};
-use crate::planted;
+use crate::planted::{Bug, planted};
 use bytes::Bytes;
 use plinth_protocol::meta::{Command, Mutation, Outcome, Query, Reply};
 use plinth_protocol::object::{PART_NUMBER_MAX, check_key};
@@ -151,7 +151,7 @@ impl<S: Store> Machine<S> {
         let mut batch: Batch = work.finish();
         let applied = AppliedRow { position: at.clone(), time: now };
         // The planted bug forgets the position of every other entry.
-        if !(planted::is("apply-without-index") && at.index.is_multiple_of(2)) {
+        if !(planted(Bug::ApplyWithoutIndex) && at.index.is_multiple_of(2)) {
             batch.put(Family::State, keys::APPLIED.to_vec(), rows::encode(&applied));
         }
         drop(view);

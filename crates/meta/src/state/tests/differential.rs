@@ -132,7 +132,9 @@ fn run_stream(steps: Vec<Step>) {
             }
             Step::Flush => {
                 rocks.machine.flush().unwrap();
-                assert_eq!(rocks.machine.reader().flushed().unwrap(), memory.machine.reader().applied().unwrap());
+                let flushed = rocks.machine.reader().flushed().unwrap();
+                assert_eq!(flushed, memory.machine.reader().applied().unwrap());
+                assert_eq!(flushed.position.as_ref(), rocks.machine.position(), "rows and position go together");
             }
             Step::Crash => {
                 let crashed = folder.path().join(format!("{}", rocks.index));
@@ -171,6 +173,14 @@ proptest! {
     fn both_stores_and_every_replay_hold_the_same_rows(steps in proptest::collection::vec(any_step(), 1..30)) {
         run_stream([Step::Entry(vec![Command::OpenBucket(BUCKET)])].into_iter().chain(steps).collect());
     }
+}
+
+#[test]
+fn suite_notices_a_position_that_is_not_in_the_batch() {
+    let steps = || vec![Step::Entry(vec![Command::OpenBucket(BUCKET)]), Step::Flush, Step::Crash];
+    run_stream(steps());
+    crate::planted::plant(Some(crate::planted::Bug::ApplyWithoutIndex));
+    assert!(std::panic::catch_unwind(|| run_stream(steps())).is_err());
 }
 
 /// Streams per run; `PLINTH_TEST_CASES` raises it for long runs.

@@ -3,35 +3,12 @@
 //! `PLINTH_BLESS=1` writes the files anew; a change there is a change of the format.
 
 use super::*;
+use crate::golden::{assert_golden, line};
 use crate::state::rows::{self, *};
 use crate::state::{View, keys};
 use plinth_protocol::map::*;
 use plinth_protocol::stripe::{Owner, Sealing};
 use proptest::prelude::*;
-use std::fmt::Write;
-
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/format/");
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        write!(out, "{byte:02x}").unwrap();
-        out
-    })
-}
-
-fn assert_golden(file: &str, lines: &[(&str, Vec<u8>)]) {
-    let text: String = lines.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
-    let path = format!("{GOLDEN}{file}");
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::create_dir_all(GOLDEN).unwrap();
-        std::fs::write(&path, &text).unwrap();
-    }
-    let golden = std::fs::read_to_string(&path).expect("the golden file exists");
-    for (line, wanted) in text.lines().zip(golden.lines()) {
-        assert_eq!(line, wanted, "{file}");
-    }
-    assert_eq!(text, golden, "{file}");
-}
 
 const KEY: &str = "a\u{0}/\u{e9}";
 
@@ -158,9 +135,8 @@ fn shard_rows_are_those_of_the_golden_file() {
     );
 }
 
-#[test]
-fn registry_rows_are_those_of_the_golden_file() {
-    let node = NodeRecord {
+fn full_node() -> NodeRecord {
+    NodeRecord {
         node: NodeId(1),
         name: "n".into(),
         roles: vec![Role::Meta, Role::Storage],
@@ -169,8 +145,11 @@ fn registry_rows_are_those_of_the_golden_file() {
         state: State::Up,
         domain: "rack".into(),
         version: Some("0.1".into()),
-    };
-    let disk = DiskRecord {
+    }
+}
+
+fn full_disk() -> DiskRecord {
+    DiskRecord {
         disk: DiskId(9),
         node: NodeId(1),
         incarnation: Incarnation(1),
@@ -178,7 +157,48 @@ fn registry_rows_are_those_of_the_golden_file() {
         name: "n/d0".into(),
         size_bytes: 10,
         used_bytes: Some(5),
+    }
+}
+
+fn full_pg() -> PlacementGroup {
+    let disks = vec![DiskId(8), DiskId(9)];
+    PlacementGroup { pg: PgId(1), generation: 2, code: Code::new(1, 1), disks, closed: true }
+}
+
+fn full_registry_shard() -> ShardRecord {
+    let start = ShardStart { bucket: BUCKET, key: "m".into() };
+    ShardRecord { group: GroupId(1), start, voters: vec![NodeId(1)] }
+}
+
+fn full_access_key() -> AccessKeyRow {
+    AccessKeyRow {
+        id: "AK".into(),
+        wrapped_secret: Bytes::from_static(b"w"),
+        account: "root".into(),
+        created: HybridTime(5),
+        description: Some("d".into()),
+    }
+}
+
+fn full_founding() -> Founding {
+    let map = ClusterMap {
+        cluster: ClusterId(1),
+        epoch: Epoch(2),
+        nodes: vec![full_node()],
+        disks: vec![full_disk()],
+        pgs: vec![full_pg()],
+        shards: vec![full_registry_shard()],
+        code: Code::new(1, 1),
+        fragment_bytes_max: 1 << 20,
+        name: "c".into(),
+        voters: vec![NodeId(1)],
+        feature_level: 1,
     };
+    Founding { map, keys: vec![full_access_key()] }
+}
+
+#[test]
+fn registry_rows_are_those_of_the_golden_file() {
     let code = Code::new(1, 1);
     let header = MapHeader {
         cluster: ClusterId(1),
@@ -191,9 +211,6 @@ fn registry_rows_are_those_of_the_golden_file() {
         next_node: NodeId(3),
         next_writer: WriterId(4),
     };
-    let pg = PlacementGroup { pg: PgId(1), generation: 2, code, disks: vec![DiskId(8), DiskId(9)], closed: true };
-    let start = ShardStart { bucket: BUCKET, key: "m".into() };
-    let shard = ShardRecord { group: GroupId(1), start, voters: vec![NodeId(1)] };
     let bucket = BucketRow {
         bucket: BUCKET,
         name: "photos".into(),
@@ -202,28 +219,129 @@ fn registry_rows_are_those_of_the_golden_file() {
         owner: "root".into(),
         location: Some("eu".into()),
     };
-    let access_key = AccessKeyRow {
-        id: "AK".into(),
-        wrapped_secret: Bytes::from_static(b"w"),
-        account: "root".into(),
-        created: HybridTime(5),
-        description: Some("d".into()),
-    };
     let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta] };
     assert_golden(
         "meta_registry_rows.hex",
         &[
             ("header", rows::encode(&header)),
-            ("node", rows::encode(&NodeRow { node, public_key: Some([4; 32]) })),
-            ("disk", rows::encode(&disk)),
-            ("pg", rows::encode(&pg)),
-            ("shard", rows::encode(&shard)),
+            ("node", rows::encode(&NodeRow { node: full_node(), public_key: Some([4; 32]) })),
+            ("disk", rows::encode(&full_disk())),
+            ("pg", rows::encode(&full_pg())),
+            ("shard", rows::encode(&full_registry_shard())),
             ("voter", rows::encode(&VoterRecord { node: NodeId(1), log: 2, boot: 3, floor: 4 })),
             ("writer", rows::encode(&WriterRow { node: NodeId(1), at: HybridTime(5) })),
             ("bucket", rows::encode(&bucket)),
             ("bucket-name", rows::encode(&BucketName { name: "photos".into() })),
-            ("access-key", rows::encode(&access_key)),
+            ("access-key", rows::encode(&full_access_key())),
             ("join-token", rows::encode(&token)),
+        ],
+    );
+}
+
+/// The record that every founding voter proposes; `plinth init` writes it behind the version byte 1.
+#[test]
+fn founding_record_is_that_of_the_golden_file() {
+    let (name, record) = line("founding-record", &full_founding());
+    assert_golden("founding_record.hex", &[(name, [&[1], record.as_slice()].concat())]);
+}
+
+/// What the Raft log holds inside a batch, command by command.
+#[test]
+fn object_commands_are_those_of_the_golden_file() {
+    let (bucket, key, upload) = (BUCKET, || "k".to_owned(), UploadId(6));
+    let expectation = || expect(ExpectationKind::Matches, Some("\"e\""));
+    let object = full_object();
+    let part = PartRow {
+        size_bytes: 1_000,
+        md5: [3; 16],
+        modified: object.modified,
+        checksum: object.checksum.clone(),
+        body: Body::Stripes(vec![full_stripe()]),
+        request: RequestId(7),
+    };
+    let put = PutObject {
+        checksum: object.checksum.clone(),
+        expectation: expectation(),
+        ..put_stripes("k", vec![full_stripe()])
+    };
+    let (algorithm, kind) = (Some(ChecksumAlgorithm::Crc32c), Some(ChecksumKind::Composite));
+    let create = CreateUpload { bucket, key: key(), upload, headers: headers(), algorithm, kind };
+    let complete = CompleteUpload {
+        bucket,
+        key: key(),
+        upload,
+        parts: vec![CompletePart { number: 2, etag: "e".into(), checksum: Some(Bytes::from_static(&[1])) }],
+        expectation: expectation(),
+        size_bytes: Some(1_000),
+        checksum: object.checksum.clone(),
+    };
+    let filled = FilledIn { owner: full_owner(), stripe: StripeId::new(WriterId(5), 9, 0), fragments: 5 };
+    let token = ClientToken { scope: 8, parameters: 9, memory_ms: 10, strict: true };
+    let mutation = Mutation {
+        group: SHARD,
+        request: RequestId(7),
+        writer: Some(WriterId(5)),
+        token: Some(token),
+        command: Command::OpenBucket(bucket),
+    };
+    assert_golden(
+        "meta_object_commands.hex",
+        &[
+            line("mutation", &mutation),
+            line("put-object", &Command::PutObject(put)),
+            line("put-inline", &Command::PutObject(put_inline("k", b"bytes"))),
+            line("delete-object", &Command::DeleteObject(DeleteObject { expectation: expectation(), ..delete("k") })),
+            line("create-upload", &Command::CreateUpload(create)),
+            line("put-part", &Command::PutPart(PutPart { bucket, key: key(), upload, number: 2, part })),
+            line("complete-upload", &Command::CompleteUpload(complete)),
+            line("abort-upload", &Command::AbortUpload(AbortUpload { bucket, key: key(), upload })),
+            line("open-bucket", &Command::OpenBucket(bucket)),
+            line("close-bucket", &Command::CloseBucket(bucket)),
+            line("fill-in", &Command::FillIn(filled)),
+            line("finish-deletes", &Command::FinishDeletes(FinishDeletes { rows: vec![Bytes::from_static(b"row")] })),
+            line("raise-fence", &Command::RaiseFence(WriterId(5))),
+        ],
+    );
+}
+
+#[test]
+fn system_commands_are_those_of_the_golden_file() {
+    let bucket = BUCKET;
+    let (name, owner, location) = ("photos".into(), "root".into(), Some("eu".into()));
+    let placement = ChangePlacement {
+        planned_on: Epoch(2),
+        add: vec![full_pg()],
+        close: vec![PgId(7)],
+        code: Some(Code::new(1, 1)),
+    };
+    let disk_state = SetDiskState { disk: DiskId(9), state: Some(State::Up), used_bytes: Some(5) };
+    let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta] };
+    let register = RegisterNode { node: full_node(), public_key: Some([4; 32]) };
+    let voter = VoterRecord { node: NodeId(1), log: 2, boot: 3, floor: 4 };
+    assert_golden(
+        "meta_system_commands.hex",
+        &[
+            line("create-bucket", &Command::CreateBucket(CreateBucket { bucket, name, owner, location })),
+            line("activate-bucket", &Command::ActivateBucket(bucket)),
+            line("begin-delete-bucket", &Command::BeginDeleteBucket(bucket)),
+            line("keep-bucket", &Command::KeepBucket(bucket)),
+            line("remove-bucket", &Command::RemoveBucket(bucket)),
+            line("register-writer", &Command::RegisterWriter(NodeId(1))),
+            line("found", &Command::Found(full_founding())),
+            line("register-node", &Command::RegisterNode(register)),
+            line("register-disk", &Command::RegisterDisk(full_disk())),
+            line("set-node-state", &Command::SetNodeState(SetNodeState { node: NodeId(1), state: State::Suspect })),
+            line("set-disk-state", &Command::SetDiskState(disk_state)),
+            line("change-placement", &Command::ChangePlacement(placement)),
+            line("set-voters", &Command::SetVoters(SetVoters { shard: full_registry_shard() })),
+            line("create-access-key", &Command::CreateAccessKey(full_access_key())),
+            line("revoke-access-key", &Command::RevokeAccessKey("AK".into())),
+            line("create-join-token", &Command::CreateJoinToken(token)),
+            line(
+                "consume-join-token",
+                &Command::ConsumeJoinToken(ConsumeJoinToken { hash: [7; 32], roles: vec![Role::Meta] }),
+            ),
+            line("record-voter", &Command::RecordVoter(voter)),
         ],
     );
 }
