@@ -119,6 +119,20 @@ pub(super) async fn join(inner: &Arc<Inner>, group: GroupId) -> Result<Arc<OpenG
     Ok(open)
 }
 
+/// Refuses a database that lacks entries which the log no longer has: they were flushed before they were purged, so
+/// the database was lost or rolled back, and what it would say is not what this voter has promised.
+fn check_database(node: NodeId, group: GroupId, log: &GroupLog, shard: &Shard) -> Result<(), MetaError> {
+    let (purged, flushed) = (log.with_view(|view| view.purged), shard.flushed());
+    match purged {
+        Some(purged) if flushed.is_none_or(|flushed| flushed.index < purged.index) => {
+            let held = flushed.map_or("nothing".to_owned(), |flushed| format!("entries up to {flushed}"));
+            let reason = format!("the database of {group} holds {held}, but the log was purged up to {purged}");
+            Err(MetaError::Damaged { node, reason })
+        }
+        _ => Ok(()),
+    }
+}
+
 async fn open_group(inner: &Arc<Inner>, group: GroupId, log: GroupLog) -> Result<OpenGroup, MetaError> {
     let config = &inner.config;
     let folder = groups_folder(config).join(group.0.to_string());
@@ -130,6 +144,7 @@ async fn open_group(inner: &Arc<Inner>, group: GroupId, log: GroupLog) -> Result
         Shard::open(group, files, memory, database, hook)
     })
     .await?;
+    check_database(config.node, group, &log, &shard)?;
     if group == GROUP_SYSTEM {
         let records = voter_records(&shard.reader());
         inner.ledger.check_self(&records).map_err(|reason| MetaError::Damaged { node: config.node, reason })?;

@@ -226,6 +226,32 @@ async fn voter_without_its_log_refuses_to_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn database_older_than_its_log_refuses_to_start() {
+    let limits = MetaLimits { flush_entries: 20, log_keep_bytes: 4096, ..quick_limits() };
+    let cluster = Arc::new(Cluster::new(1, limits));
+    cluster.start(NodeId(1)).await.unwrap();
+    cluster.open_bucket().await;
+    for number in 0..100 {
+        cluster.put(&format!("k{number:03}"), 500).await;
+    }
+    let purged = until(|| async {
+        let stats = cluster.node(NodeId(1)).stats().await;
+        let shard = stats.groups.into_iter().find(|group| group.group == SHARD)?;
+        (shard.log_entries < 80).then_some(())
+    });
+    purged.await.expect("the log is purged behind the flush");
+    cluster.stop(NodeId(1)).await;
+    std::fs::remove_dir_all(cluster.folder(NodeId(1)).join("groups").join("1")).unwrap();
+    match cluster.start(NodeId(1)).await {
+        Err(MetaError::Damaged { node, reason }) => {
+            assert_eq!(node, NodeId(1));
+            assert!(reason.contains("holds nothing"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_log_refuses_to_start() {
     let cluster = Cluster::started(1).await;
     cluster.open_bucket().await;
