@@ -96,6 +96,117 @@ fn list_costs() {
     }
 }
 
+/// Runs `work` some rounds and returns the best round's processor time in nanoseconds for each of `count` things.
+fn best_ns(rounds: u64, count: u64, mut work: impl FnMut(u64)) -> u64 {
+    let round = |round| {
+        let start = cpu_ns();
+        work(round);
+        cpu_ns() - start
+    };
+    (0..rounds).map(round).min().expect("at least one round") / count
+}
+
+/// Pages, reads and writes at a table of `keys` keys.
+fn costs_at(keys: u64) {
+    const OPERATIONS: u64 = 5_000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = open(folder.path());
+    for first in (0..keys).step_by(1_000) {
+        let put = |number| Command::PutObject(put_stripes(&key(number), vec![stripe(number, 1 << 20)]));
+        let mutations = (first..first + 1_000).map(|number| shard.mutation(put(number))).collect();
+        shard.now_ms += 100;
+        shard.apply(mutations);
+        shard.log.clear();
+    }
+    shard.machine.flush().unwrap();
+    let reader = shard.machine.reader();
+    let scattered = |number: u64| number * 7_919_000_013 % keys;
+    let list = best_ns(5, 100 * 1_000, |round| {
+        for page in 0..100 {
+            let after = key(scattered(round * 100 + page) % (keys - 1_000));
+            let query = ListQuery {
+                bucket: BUCKET,
+                prefix: "table/".into(),
+                delimiter: None,
+                after: Some(after),
+                after_prefix: false,
+                limit: 1000,
+            };
+            let mut out = Vec::new();
+            reader.query_encoded(&Query::List(query), &mut out).unwrap();
+        }
+    });
+    let get = |range: u64| {
+        best_ns(5, OPERATIONS, |round| {
+            for number in 0..OPERATIONS {
+                let key = key(scattered(round * OPERATIONS + number) % range);
+                let query = Query::Object(ObjectQuery { bucket: BUCKET, key, body: true });
+                assert!(matches!(reader.query(&query), Ok(Reply::Object(_))));
+            }
+        })
+    };
+    let (get_any, get_hot) = (get(keys), get(1_000));
+    let body: &'static [u8] = vec![0x5a; 4096].leak();
+    let mut entries: Vec<Vec<Mutation>> = Vec::new();
+    for number in (0..5 * OPERATIONS).step_by(16) {
+        let name = |at: u64| format!("{}.new", key(scattered(number + at)));
+        entries.push((0..16).map(|at| shard.mutation(Command::PutObject(put_inline(&name(at), body)))).collect());
+    }
+    let mut entries = entries.into_iter();
+    let put = best_ns(4, OPERATIONS, |_| {
+        for mutations in entries.by_ref().take(OPERATIONS as usize / 16) {
+            shard.now_ms += 1;
+            shard.apply(mutations);
+        }
+    });
+    println!(
+        "{keys:9} keys: LIST {list} ns a key ({} keys/CPU-s), GET of any {get_any} ns, of 1,000 {get_hot} ns, PUT of 4 KiB {put} ns",
+        1_000_000_000 / list
+    );
+}
+
+#[test]
+#[ignore = "a measurement of two minutes"]
+fn costs_grow_little_from_ten_thousand_to_a_million_keys() {
+    let chosen = std::env::var("PLINTH_KEYS").ok().and_then(|text| text.parse().ok());
+    for keys in chosen.map_or(vec![10_000, 100_000, 1_000_000], |keys: u64| vec![keys]) {
+        costs_at(keys);
+    }
+}
+
+/// Inline bodies that pack well fill a file with so many rows that its index outgrows a part of the cache.
+#[test]
+#[ignore = "a measurement of a minute"]
+fn reads_among_many_inline_objects_cost_the_same() {
+    const READERS: u64 = 64;
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = open(folder.path());
+    let body: &'static [u8] = vec![0x5a; 4096].leak();
+    let name = |number: u64| format!("bench/{:03}/{:06}", number % READERS, number / READERS);
+    let mut loaded = 0;
+    for objects in [10_000, 50_000, 100_000, 200_000] {
+        for first in (loaded..objects).step_by(100) {
+            let put = |number| Command::PutObject(put_inline(&name(number), body));
+            let mutations = (first..first + 100).map(|number| shard.mutation(put(number))).collect();
+            shard.now_ms += 100;
+            shard.apply(mutations);
+            shard.log.clear();
+        }
+        loaded = objects;
+        shard.machine.flush().unwrap();
+        let reader = shard.machine.reader();
+        let get = best_ns(5, 2_000, |round| {
+            for number in 0..2_000 {
+                // Each reader in its turn, each over a hundred keys of its own.
+                let (of, at) = (number % READERS, (round * 31 + number / READERS) % 100);
+                let query = ObjectQuery { bucket: BUCKET, key: format!("bench/{of:03}/{at:06}"), body: true };
+                assert!(matches!(reader.query(&Query::Object(query)), Ok(Reply::Object(_))));
+            }
+        });
+        println!("{objects:7} inline objects: GET {get} ns");
+    }
+}
+
 #[test]
 #[ignore = "a measurement of some seconds"]
 fn put_costs() {
