@@ -394,7 +394,7 @@ async fn every_request_has_one_result_under_message_loss() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_node_becomes_suspect_then_down_then_up_again() {
-    let limits = MetaLimits { ping_ms: 100, suspect_ms: 500, down_ms: 1200, ..quick_limits() };
+    let limits = MetaLimits { ping_ms: 100, suspect_ms: 500, down_ms: 4_000, ..quick_limits() };
     let cluster = Arc::new(Cluster::new(3, limits));
     for node in 1..=3 {
         cluster.start(NodeId(node)).await.unwrap();
