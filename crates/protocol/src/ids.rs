@@ -1,4 +1,14 @@
 //! Ids are types: two of them can't be mixed up, and none is ever reused.
+//!
+//! Ids of 64 bits and less travel as varints, those of 128 bits as 16 little-endian bytes. Two have
+//! parts. A fragment id is 17 bytes, a stripe id the first 16 of them:
+//!
+//! | offset | bytes | content                                     |
+//! |--------|-------|---------------------------------------------|
+//! | 0      | 3     | stripe: random                              |
+//! | 3      | 7     | stripe: sequence number at its writer       |
+//! | 10     | 6     | stripe: writer                              |
+//! | 16     | 1     | fragment index                              |
 
 use crate::wire::{Wire, WireError};
 use std::fmt;

@@ -1,4 +1,42 @@
 //! Stripes: the unit of erasure coding, and how a row refers to one.
+//!
+//! All of these are records of tagged fields (see [`crate::wire`]), every field required of its
+//! readers; the ids and the code have bytes of their own. A fragment on disk is its header, in the
+//! body of a record of the journal, and its frames (see [`crate::frame`]).
+//!
+//! | record           | tag | value                                                             |
+//! |------------------|-----|-------------------------------------------------------------------|
+//! | `FragmentHeader` | 1   | fragment id, 17 bytes (see [`crate::ids`])                        |
+//! |                  | 2   | `StripeRef`                                                       |
+//! |                  | 3   | `Owner`, where known                                              |
+//! |                  | 4   | hybrid time when the stripe was closed                            |
+//! | `StripeRef`      | 1   | stripe id, 16 bytes                                               |
+//! |                  | 2   | placement group                                                   |
+//! |                  | 3   | generation of the placement group                                 |
+//! |                  | 4   | code                                                              |
+//! |                  | 5   | payload bytes under the code                                      |
+//! |                  | 6   | payload bytes of each data fragment but the last                  |
+//! |                  | 7   | bit i: fragment i is owed; absent when none is                    |
+//! |                  | 8   | bytes before compression, where compressed                        |
+//! |                  | 9   | `Sealing`, where encrypted                                        |
+//! |                  | 10  | offset of the object in its pack, where packed                    |
+//! | `Sealing`        | 1   | algorithm                                                         |
+//! |                  | 2   | number of the key                                                 |
+//! |                  | 3   | nonce base, 16 bytes                                              |
+//! | `Owner`          | 1   | bucket id                                                         |
+//! |                  | 2   | key                                                               |
+//! |                  | 3   | upload id, 16 bytes, where it is a part                           |
+//! |                  | 4   | part number, where it is a part                                   |
+//! |                  | 5   | position of the stripe in its object or part                      |
+//! |                  | 6   | offset of its first byte in its object or part                    |
+//!
+//! A code is three bytes:
+//!
+//! | offset | bytes | content                                                                   |
+//! |--------|-------|---------------------------------------------------------------------------|
+//! | 0      | 1     | number of the generator matrix                                            |
+//! | 1      | 1     | k: data fragments of a full stripe, at least 1                            |
+//! | 2      | 1     | m: parity fragments; k + m is at most 32                                  |
 
 use crate::ids::{BucketId, FragmentId, PgId, StripeId, UploadId};
 use crate::record;

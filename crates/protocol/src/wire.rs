@@ -7,9 +7,24 @@
 //! | length | the value                                                                |
 //!
 //! Fields stand in ascending tag order. A reader that meets an unknown field refuses the record
-//! unless the field is marked ignorable. Integers are LEB128 varints; 128-bit ids are 16
-//! little-endian bytes; a list is a run of (varint length, item). An absent option, an empty list
-//! and `false` are not written at all.
+//! unless the field is marked ignorable. The values:
+//!
+//! | value                     | bytes                                                                |
+//! |---------------------------|----------------------------------------------------------------------|
+//! | integer up to 64 bits     | LEB128 varint, seven bits a byte from the lowest, never padded       |
+//! | 128-bit integer or id     | 16, little-endian                                                    |
+//! | bool                      | 1: 0 or 1                                                            |
+//! | text                      | UTF-8                                                                |
+//! | bytes, array              | themselves                                                           |
+//! | number of a `numbered!`   | 1                                                                    |
+//! | variant of a `choice!`    | varint of its tag, then its value, which runs to the end             |
+//! | option                    | the value; none at all for an absent integer that is all of a variant |
+//! | list                      | a run of (varint length, item)                                       |
+//! | pair                      | (varint length, value) twice                                         |
+//! | map                       | the list of its pairs, in ascending key order                        |
+//!
+//! An absent option, an empty list or map and `false` are not written as fields at all. The bytes
+//! of every record, choice and number of this crate are in `tests/format/protocol_*.hex`.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -76,6 +91,12 @@ pub trait Wire: Sized {
 pub trait Record: Wire {
     /// The tags of the fields that this version knows, ascending. Whoever rewrites a record in
     /// place keeps the ignorable fields beyond these.
+    const TAGS: &'static [u64];
+}
+
+/// A choice: one of several variants, its tag before it.
+pub trait Choice: Wire {
+    /// The tags of the variants that this version knows, ascending.
     const TAGS: &'static [u64];
 }
 
@@ -236,6 +257,10 @@ macro_rules! choice {
         #[allow(missing_docs)]
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum $name { $($(#[$vmeta])* $variant $(($ty))?,)* }
+
+        impl $crate::wire::Choice for $name {
+            const TAGS: &'static [u64] = &[$($tag),*];
+        }
 
         impl $crate::wire::Wire for $name {
             fn encode(&self, out: &mut Vec<u8>) {

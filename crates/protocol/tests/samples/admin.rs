@@ -1,0 +1,81 @@
+//! Failures, the operator's requests, and admission of new nodes.
+
+use super::Samples;
+use super::registry::{map, node};
+use bytes::Bytes;
+use plinth_protocol::meta::*;
+use plinth_protocol::{Failure, FailureKind, GroupId, Method, NodeId, Role};
+
+fn failure() -> Failure {
+    Failure {
+        kind: FailureKind::NotLeader,
+        text: "another node leads".into(),
+        retry_after_ms: Some(500),
+        leader: Some(NodeId(300)),
+        leader_address: Some("node-300.example:7400".into()),
+    }
+}
+
+fn group() -> RaftGroupStatus {
+    RaftGroupStatus {
+        group: GroupId(1),
+        leader: Some(NodeId(1)),
+        term: 5,
+        last_log: 1_000,
+        applied: 999,
+        voters: vec![NodeId(1), NodeId(2), NodeId(3)],
+        learners: vec![NodeId(4)],
+        matched: vec![(NodeId(2), 998), (NodeId(3), 1_000)],
+    }
+}
+
+fn lone_group() -> RaftGroupStatus {
+    RaftGroupStatus { leader: None, voters: vec![], learners: vec![], matched: vec![], ..group() }
+}
+
+fn status() -> RaftStatus {
+    RaftStatus { groups: vec![group(), lone_group()] }
+}
+
+fn join_request() -> JoinRequest {
+    JoinRequest {
+        token: "plj-0123456789".into(),
+        csr: "-----BEGIN CERTIFICATE REQUEST-----".into(),
+        name: "node-7".into(),
+        roles: vec![Role::Storage],
+        address: "node-7.example:7400".into(),
+        domain: Some("rack-1".into()),
+    }
+}
+
+fn join_reply() -> JoinReply {
+    JoinReply {
+        node: node(),
+        certificate: "-----BEGIN CERTIFICATE-----".into(),
+        ca: "-----BEGIN CERTIFICATE----- (CA)".into(),
+        map: map(),
+        wrapping_key: Some(Bytes::from_static(&[0x5a; 32])),
+        ca_private_key: Some(Bytes::from_static(b"-----BEGIN PRIVATE KEY-----")),
+    }
+}
+
+pub fn samples(samples: &mut Samples) {
+    samples.numbered(Role::ALL);
+    samples.numbered(Method::ALL);
+    samples.numbered(FailureKind::ALL);
+    samples.record([failure(), Failure::new(FailureKind::Internal, "")]);
+    samples.choice([
+        AdminRequest::RaftStatus,
+        AdminRequest::AddVoter(NodeId(4)),
+        AdminRequest::RemoveVoter(NodeId(4)),
+        AdminRequest::RebuildPlacement,
+        AdminRequest::AddDisk("data/d1".into()),
+        AdminRequest::StopNode("storage-1".into()),
+        AdminRequest::StartNode("storage-1".into()),
+    ]);
+    samples.record([group(), lone_group()]);
+    samples.record([status(), RaftStatus { groups: vec![] }]);
+    samples.choice([AdminReply::Done("epoch 42".into()), AdminReply::RaftStatus(status())]);
+    samples.record([join_request(), JoinRequest { roles: vec![], domain: None, ..join_request() }]);
+    samples.record([join_reply(), JoinReply { wrapping_key: None, ca_private_key: None, ..join_reply() }]);
+}

@@ -1,0 +1,115 @@
+//! The cluster map, and the system group's rows.
+
+use super::Samples;
+use super::object::{BUCKET, TIME, key};
+use bytes::Bytes;
+use plinth_protocol::map::*;
+use plinth_protocol::meta::{AccessKeyRow, Founding, JoinTokenRow, VoterRecord};
+use plinth_protocol::stripe::Code;
+use plinth_protocol::{ClusterId, DiskId, Epoch, GroupId, Incarnation, NodeId, PgId, Role};
+
+pub const DISK: DiskId = DiskId(0xd15c_0000_0000_0000_0000_0000_0000_0001);
+
+pub fn node() -> NodeRecord {
+    NodeRecord {
+        node: NodeId(7),
+        name: "node-7".into(),
+        roles: vec![Role::Storage, Role::Meta],
+        address: "node-7.example:7400".into(),
+        incarnation: Incarnation(2),
+        state: State::Up,
+        domain: "rack-1".into(),
+        version: Some("0.1.0".into()),
+    }
+}
+
+pub fn disk() -> DiskRecord {
+    DiskRecord {
+        disk: DISK,
+        node: NodeId(7),
+        incarnation: Incarnation(1),
+        state: State::Draining,
+        name: "node-7/d0".into(),
+        size_bytes: 20 << 40,
+        used_bytes: Some(7 << 40),
+    }
+}
+
+pub fn pg() -> PlacementGroup {
+    PlacementGroup {
+        pg: PgId(300),
+        generation: 2,
+        code: Code::new(1, 1),
+        disks: vec![DISK, DiskId(DISK.0 + 1)],
+        closed: true,
+    }
+}
+
+pub fn shard() -> ShardRecord {
+    ShardRecord {
+        group: GroupId(1),
+        start: ShardStart { bucket: BUCKET, key: key() },
+        voters: vec![NodeId(1), NodeId(2), NodeId(300)],
+    }
+}
+
+pub fn map() -> ClusterMap {
+    ClusterMap {
+        cluster: ClusterId(0xc105_7e40_0000_0000_0000_0000_0000_0002),
+        epoch: Epoch(41),
+        nodes: vec![node(), NodeRecord { node: NodeId(8), version: None, ..node() }],
+        disks: vec![disk()],
+        pgs: vec![pg()],
+        shards: vec![shard()],
+        code: Code::new(4, 2),
+        fragment_bytes_max: 4 << 20,
+        name: "warehouse".into(),
+        voters: vec![NodeId(1), NodeId(2), NodeId(3)],
+        feature_level: 1,
+    }
+}
+
+/// A map without anything in it.
+fn bare_map() -> ClusterMap {
+    ClusterMap { nodes: vec![], disks: vec![], pgs: vec![], shards: vec![], voters: vec![], ..map() }
+}
+
+pub fn access_key() -> AccessKeyRow {
+    AccessKeyRow {
+        id: "PLEXAMPLE".into(),
+        wrapped_secret: Bytes::from_static(b"\xff\xfe wrapped"),
+        account: "root".into(),
+        created: TIME,
+        description: Some("backup".into()),
+    }
+}
+
+pub fn join_token() -> JoinTokenRow {
+    JoinTokenRow {
+        hash: std::array::from_fn(|at| 0x80 + at as u8),
+        expires: TIME,
+        roles: vec![Role::Gateway, Role::Storage],
+    }
+}
+
+pub fn voter() -> VoterRecord {
+    VoterRecord { node: NodeId(1), log: 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10, boot: 5, floor: 123_456 }
+}
+
+pub fn founding() -> Founding {
+    Founding { map: map(), keys: vec![access_key()] }
+}
+
+pub fn samples(samples: &mut Samples) {
+    samples.numbered(State::ALL);
+    samples.record([node(), NodeRecord { roles: vec![], version: None, ..node() }]);
+    samples.record([disk(), DiskRecord { used_bytes: None, ..disk() }]);
+    samples.record([pg(), PlacementGroup { closed: false, ..pg() }]);
+    samples.record([shard().start, ShardStart { bucket: plinth_protocol::BucketId(0), key: String::new() }]);
+    samples.record([shard()]);
+    samples.record([map(), bare_map()]);
+    samples.record([access_key(), AccessKeyRow { description: None, ..access_key() }]);
+    samples.record([join_token()]);
+    samples.record([voter()]);
+    samples.record([founding(), Founding { map: bare_map(), keys: vec![] }]);
+}
