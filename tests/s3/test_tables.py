@@ -9,8 +9,8 @@ import urllib.parse
 
 from suite import FULL, MIB, ClientTest, Server
 
-# Rows of the partitioned table. A row takes about 54 bytes of Parquet, as most of it cannot be compressed.
-DUCKDB_ROWS = 21_000_000 if FULL else 1_200_000
+# Rows of the partitioned table. A row takes about 44 bytes of Parquet, as most of it cannot be compressed.
+DUCKDB_ROWS = 25_000_000 if FULL else 1_200_000
 DUCKDB_BYTES_MIN = 1024 * MIB if FULL else 48 * MIB
 PARTITIONS = 8
 WRITERS = 4
@@ -41,7 +41,7 @@ class DuckDb(ClientTest):
         import duckdb_extension_httpfs
 
         extension = next(pathlib.Path(duckdb_extension_httpfs.__file__).parent.rglob("httpfs.duckdb_extension"))
-        database = duckdb.connect(config={"memory_limit": "3GB", "threads": 2})
+        database = duckdb.connect(config={"memory_limit": "3GB", "threads": 2, "temp_directory": str(self.folder / "spilled")})
         database.execute(f"LOAD '{extension}'")
         server = urllib.parse.urlsplit(Server.endpoint)
         database.execute(
