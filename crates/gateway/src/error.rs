@@ -219,7 +219,12 @@ impl S3Error {
 
     /// Returns whether an element of this name has been added.
     pub fn has_element(&self, name: &str) -> bool {
-        self.0.elements.iter().any(|(element, _)| *element == name)
+        self.element_text(name).is_some()
+    }
+
+    /// Returns the text of an element that has been added.
+    pub fn element_text(&self, name: &str) -> Option<&str> {
+        self.0.elements.iter().find(|(element, _)| *element == name).map(|(_, text)| text.as_str())
     }
 }
 

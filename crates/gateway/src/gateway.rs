@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, heade
 use hyper::body::{Body as _, Incoming};
 use plinth_protocol::meta::RefusalKind;
 use plinth_protocol::object::{BucketRow, KEY_BYTES_MAX};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::reply::{self, Body};
 use crate::signature::{KeyRing, PayloadProof, Verified, Verifier, hex};
 use crate::store::Store;
 use crate::support::{self, Operation};
+use crate::throttle::Throttle;
 use crate::xml::{Writer, XmlLimits};
 
 /// How long a commit may take before the answer is 503.
@@ -54,6 +56,8 @@ pub struct GatewayConfig {
     pub connections_max: usize,
     /// Connections at a time from one address.
     pub connections_per_source_max: usize,
+    /// Failed signatures of one access key from one address that are answered at once; one more each second.
+    pub failures_free: u32,
     /// From here on a request is logged as slow, with its stages.
     pub slow_after: Duration,
     /// How long requests in flight may go on after the order to stop.
@@ -72,6 +76,7 @@ impl GatewayConfig {
             in_flight_bytes_max: 768 << 20,
             connections_max: 10_000,
             connections_per_source_max: 1_000,
+            failures_free: 20,
             slow_after: Duration::from_secs(1),
             drain: Duration::from_secs(25),
             keys,
@@ -97,6 +102,7 @@ pub(crate) struct Inner<S> {
     pub admission: Admission,
     pub hasher: Hasher,
     verifier: Verifier,
+    throttle: Throttle,
     host_id: HeaderValue,
 }
 
@@ -104,6 +110,7 @@ pub(crate) struct Inner<S> {
 pub(crate) struct Origin {
     pub watch: Arc<Watch>,
     pub encrypted: bool,
+    pub source: IpAddr,
     pub stopping: Arc<std::sync::atomic::AtomicBool>,
 }
 
@@ -114,7 +121,8 @@ impl<S: Store> Gateway<S> {
         let host_id = HeaderValue::try_from(hex(&store.draw().to_be_bytes())).expect("digits are a valid header value");
         let admission = Admission::new(config.in_flight_bytes_max);
         let hasher = Hasher::start();
-        Gateway { inner: Arc::new(Inner { store, config, metrics, admission, hasher, verifier, host_id }) }
+        let throttle = Throttle::new(config.failures_free);
+        Gateway { inner: Arc::new(Inner { store, config, metrics, admission, hasher, verifier, throttle, host_id }) }
     }
 
     /// Answers one request.
@@ -140,7 +148,7 @@ impl<S: Store> Gateway<S> {
                 // Where there is no body to read, hyper sends no 100; botocore, which waited for one, then
                 // misreads the next answer on this connection. A new connection puts it right.
                 let was_awaited = is_empty && head.expects_continue();
-                match self.answer(&head, &mut incoming, &mut journey).await {
+                match self.answer(&head, &mut incoming, &mut journey, origin.source).await {
                     Ok(response) => (response, was_awaited),
                     Err(error) => {
                         let is_drained = drain(&head, incoming.take()).await && !origin.watch.is_in_body();
@@ -163,16 +171,16 @@ impl<S: Store> Gateway<S> {
         head: &Head,
         incoming: &mut Option<Incoming>,
         journey: &mut Journey,
+        source: IpAddr,
     ) -> S3Result<Response<Body>> {
         let inner = &self.inner;
         let row = support::route(head)?;
         journey.set_operation(row.name);
         let now = Seconds::from_millis(inner.store.now().millis());
-        let mut verified = inner.verifier.verify(head, now).await.inspect_err(|error| match error.code() {
-            Code::RequestTimeTooSkewed => inner.metrics.rejected("skew"),
-            Code::ServiceUnavailable => inner.metrics.rejected("not_ready"),
-            _ => inner.metrics.rejected("auth"),
-        })?;
+        let mut verified = match inner.verifier.verify(head, now).await {
+            Ok(verified) => verified,
+            Err(error) => return Err(self.unproved(error, source).await),
+        };
         journey.set_access_key(&verified.credential.access_key);
         journey.end(Stage::Authentication);
         let bucket = match (&head.target.bucket, row.operation) {
@@ -197,6 +205,24 @@ impl<S: Store> Gateway<S> {
             }
         }
         Err(error)
+    }
+
+    /// Counts a request whose sender is not proved, and delays its refusal where such are many.
+    async fn unproved(&self, error: S3Error, source: IpAddr) -> S3Error {
+        let inner = &self.inner;
+        inner.metrics.rejected(match error.code() {
+            Code::RequestTimeTooSkewed => "skew",
+            Code::ServiceUnavailable => "not_ready",
+            _ => "auth",
+        });
+        if matches!(error.code(), Code::SignatureDoesNotMatch | Code::InvalidAccessKeyId) {
+            let access_key = error.element_text("AWSAccessKeyId").unwrap_or_default();
+            let delay = inner.throttle.failed(Instant::now(), source, access_key);
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+        }
+        error
     }
 
     /// Finds a bucket that the caller may use; nothing where there is none of this name.

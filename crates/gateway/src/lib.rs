@@ -31,6 +31,7 @@ mod signature;
 mod store;
 mod stored;
 pub mod support;
+mod throttle;
 mod token;
 mod xml;
 

@@ -17,19 +17,21 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::gateway::{DRAIN_BYTES_MAX, Gateway, Origin};
 use crate::guard::{Guarded, Watch};
 use crate::head::HEADER_COUNT_MAX;
 use crate::store::Store;
 use plinth_transport::{HandshakeGate, Pass};
-use tokio::time::Instant;
 
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a closing connection waits for the client to stop sending, so that the last answer is
 /// not lost to a reset.
 const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
+/// How often refused connections are told of.
+const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Pause after the listener failed, typically for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// hyper's read buffer of one connection: the memory of a body that nobody takes.
@@ -48,6 +50,8 @@ pub async fn serve<S: Store>(
     let sources = Sources::default();
     let gate = HandshakeGate::new();
     let mut connections = JoinSet::new();
+    // A flood must not fill the log: one line for all that was refused since the last.
+    let (mut refused, mut told) = (0u64, None::<Instant>);
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -67,7 +71,11 @@ pub async fn serve<S: Store>(
         let place = sources.enter(address, config.connections_per_source_max);
         // Beyond the limit the connection is closed at once: clients try again.
         let Some(place) = place.filter(|_| connections.len() < config.connections_max) else {
-            tracing::warn!(source = %address.ip(), "too many connections");
+            refused += 1;
+            if told.is_none_or(|told| told.elapsed() >= REFUSALS_TOLD_EVERY) {
+                tracing::warn!(source = %address.ip(), refused, "too many connections");
+                (told, refused) = (Some(Instant::now()), 0);
+            }
             continue;
         };
         let pass = match &tls {
@@ -105,16 +113,16 @@ async fn accept<S: Store>(
 ) {
     // Head and body may leave in two writes: without this, small answers wait 40 ms for an
     // acknowledgement.
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
+    let (Ok(()), Ok(source)) = (stream.set_nodelay(true), stream.peer_addr()) else { return };
+    let watch = Arc::new(Watch::default());
+    let origin = |encrypted| Arc::new(Origin { watch, encrypted, source: source.ip(), stopping });
     match tls {
-        None => serve_stream(stream, false, gateway, stopped, stopping).await,
+        None => serve_stream(stream, origin(false), gateway, stopped).await,
         Some(acceptor) => {
             let shaken = tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await;
             drop(pass);
             match shaken {
-                Ok(Ok(stream)) => serve_stream(stream, true, gateway, stopped, stopping).await,
+                Ok(Ok(stream)) => serve_stream(stream, origin(true), gateway, stopped).await,
                 Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
                 Err(_) => tracing::debug!("handshake timed out"),
             }
@@ -125,16 +133,13 @@ async fn accept<S: Store>(
 /// Serves one connection over any stream.
 async fn serve_stream<S: Store, T>(
     stream: T,
-    encrypted: bool,
+    origin: Arc<Origin>,
     gateway: Gateway<S>,
     mut stopped: watch::Receiver<bool>,
-    stopping: Arc<AtomicBool>,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let watch = Arc::new(Watch::default());
-    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&watch)));
-    let origin = Arc::new(Origin { watch, encrypted, stopping });
+    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&origin.watch)));
     let service = service_fn(|request: Request<Incoming>| {
         // Read here, not in the future: what the guard says belongs to this very head.
         let refusal = origin.watch.refusal();

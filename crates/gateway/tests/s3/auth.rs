@@ -1,7 +1,10 @@
 //! Who may do what, and that nobody can change a signed request.
 
-use crate::client::{ACCESS_KEY, MODES, Mode, OTHER_KEY, Request, SECRET, Server, request};
+use crate::client::{ACCESS_KEY, MODES, Mode, OTHER_KEY, Request, SECRET, Server, keys, request};
 use crate::objects::crc32_base64;
+use plinth_gateway::GatewayConfig;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Every handler that writes, in every payload mode.
 fn writes(upload: &str) -> Vec<Request> {
@@ -297,4 +300,25 @@ async fn s3_metadata_that_stands_twice_must_agree_and_be_a_header() {
     }
     assert!(server.fake.keys().is_empty());
     server.send(put("/bucket/k?x-amz-meta-a=1").header("x-amz-meta-a", "1")).await.expect_status(200);
+}
+
+#[tokio::test]
+async fn many_failures_of_a_key_are_answered_late_and_its_owner_is_not() {
+    let server = Server::start_with(GatewayConfig::new(keys())).await;
+    server.send(request("PUT", "/bucket")).await.expect_status(200);
+    let mut wrong = request("GET", "/bucket/k");
+    wrong.secret = "wrong".into();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..40 {
+        if slowest >= Duration::from_secs(1) {
+            break;
+        }
+        let started = Instant::now();
+        server.send(wrong.clone()).await.expect_error(403, "SignatureDoesNotMatch");
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest >= Duration::from_secs(1), "{slowest:?}");
+    let started = Instant::now();
+    server.send(request("HEAD", "/bucket")).await.expect_status(200);
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
 }
