@@ -20,7 +20,8 @@ pub struct Tree {
     pub files: Vec<File>,
 }
 
-const FOLDERS_LEFT_OUT: [&str; 4] = [".git", "target", "__pycache__", "proptest-regressions"];
+/// What is not the project's: its history (a folder, or a file in a second work tree), and what was built.
+const LEFT_OUT: [&str; 4] = [".git", "target", "__pycache__", "proptest-regressions"];
 
 impl Tree {
     /// Reads the project that this crate belongs to.
@@ -54,10 +55,11 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<File>) {
     for entry in entries {
         let path = entry.unwrap_or_else(|error| panic!("{}: {error}", folder.display())).path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if LEFT_OUT.contains(&name) {
+            continue;
+        }
         if path.is_dir() {
-            if !FOLDERS_LEFT_OUT.contains(&name) {
-                walk(root, &path, files);
-            }
+            walk(root, &path, files);
             continue;
         }
         // A file that is not UTF-8 (a binary golden file) has no words to judge.
