@@ -17,7 +17,7 @@ use plinth_protocol::map::{ClusterMap, DiskRecord, State};
 use plinth_protocol::meta::{AdminReply, AdminRequest, Command, Outcome, Query, Reply, SetDiskState};
 use plinth_protocol::storage::DiskStat;
 use plinth_protocol::{DiskId, Failure, FailureKind, GROUP_SYSTEM, Incarnation, NodeId};
-use plinth_storage::{DiskConfig, FormatConfig, StorageNode};
+use plinth_storage::{DiskConfig, FormatConfig, StorageConfig, StorageNode};
 use plinth_transport::{BoxFuture, Identity};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,10 @@ use tokio::time::Instant;
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// How long one report or registration may take.
 const REPORT_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a disk may still be held by the process that served it last.
+const LOCK_TIME_MAX: Duration = Duration::from_secs(10);
+/// Pause before such a disk is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// Reports that operators wait for at once.
 const WAITING_MAX: usize = 16;
 /// Name of the file in the node's data folder.
@@ -205,11 +209,30 @@ fn prepare_new(config: &Config, identity: &Identity, path: PathBuf) -> Result<Di
 /// Opens the disks of a storage node and writes down which they are.
 pub async fn open(config: &Config, identity: &Identity, memory: &Memory) -> Result<StorageNode, Trouble> {
     let disks = prepare(config, identity, memory)?;
-    let storage = StorageNode::open(plinth_storage::StorageConfig::new(identity.cluster, disks))
-        .await
-        .map_err(|error| Trouble::new(Exit::Failed, "E2011", error.to_string()))?;
+    let deadline = Instant::now() + LOCK_TIME_MAX;
+    let storage = loop {
+        match StorageNode::open(StorageConfig::new(identity.cluster, disks.clone())).await {
+            Err(error) if error.is_locked() && Instant::now() < deadline => tokio::time::sleep(LOCK_PAUSE).await,
+            opened => break opened.map_err(|error| Trouble::new(Exit::Failed, "E2011", error.to_string()))?,
+        }
+    };
+    for disk in disks {
+        open_late(&storage, disk, deadline).await;
+    }
     memory.remember_all(&storage)?;
     Ok(storage)
+}
+
+/// Opens a disk that the last process still held: a killed process's ring ends a moment after the process.
+async fn open_late(storage: &StorageNode, disk: DiskConfig, deadline: Instant) {
+    while !storage.metrics().iter().any(|open| open.path == disk.path) {
+        match storage.add_disk(disk.clone()).await {
+            Ok(opened) => tracing::info!(disk = %opened.disk, "disk is free and in service"),
+            Err(error) if error.is_locked() && Instant::now() < deadline => tokio::time::sleep(LOCK_PAUSE).await,
+            // Said when the disks were opened together.
+            Err(_) => return,
+        }
+    }
 }
 
 /// Orders a report of all disks now; answered once the system group has taken it.
@@ -451,6 +474,32 @@ mod tests {
         assert_eq!((storage.disks().len(), memory.missing(&storage)), (2, vec![]));
         assert_eq!((memory.at(&two).unwrap().id, memory.at(&one).unwrap().id), before);
         storage.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn disks_that_the_last_process_still_holds_are_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut config, identity) = (config(folder.path()), identity());
+        let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+        config.storage.disks = vec![one.clone(), two.clone()];
+        for path in [&config.node.data, &one, &two] {
+            files::make_folder(path).unwrap();
+        }
+        let memory = Memory::load(&config.node.data).unwrap();
+        open(&config, &identity, &memory).await.unwrap().shutdown().await;
+        // First one disk is held, then both.
+        for held in [vec![two.clone()], vec![one.clone(), two.clone()]] {
+            let disks = held.into_iter().map(|path| DiskConfig { path, expected: None }).collect();
+            let last = StorageNode::open(StorageConfig::new(identity.cluster, disks)).await.unwrap();
+            let ending = tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                last.shutdown().await;
+            });
+            let storage = open(&config, &identity, &memory).await.unwrap();
+            assert_eq!(storage.disks().len(), 2);
+            ending.await.unwrap();
+            storage.shutdown().await;
+        }
     }
 
     #[tokio::test]

@@ -31,6 +31,13 @@ pub enum StorageError {
     ShuttingDown,
 }
 
+impl StorageError {
+    /// Whether another process holds the disk, or the last one has not quite ended yet.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, StorageError::Journal { source: JournalError::Locked, .. })
+    }
+}
+
 impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
         let text = error.to_string();
