@@ -259,6 +259,7 @@ async fn slow_service_bounds_the_bytes_in_flight() {
     eventually("reading pauses", || server.counters().reading_paused > 0).await;
     // Both connections stop at the common bound, passed by at most one payload and one read each.
     let bound = (24 << 20) + 2 * (PAYLOAD + (256 << 10) + 4096);
+    eventually("the bound is reached", || server.bytes_in_flight() > 20 << 20).await;
     let mut peak = 0;
     for _ in 0..200 {
         peak = peak.max(server.bytes_in_flight());

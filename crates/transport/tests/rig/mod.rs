@@ -121,9 +121,9 @@ impl Service for Gate {
     }
 }
 
-/// Polls until the condition holds; panics after ten seconds.
+/// Polls until the condition holds; panics after thirty seconds.
 pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
