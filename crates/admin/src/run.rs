@@ -179,7 +179,7 @@ async fn disk_list(operator: &Operator) -> Result<Report, Trouble> {
     let map = operator.map().await?;
     let disks = view::disks(&map);
     let rows: Vec<Vec<String>> = disks.iter().map(view::DiskView::cells).collect();
-    let text = table(&["DISK", "NODE", "STATE", "SIZE", "USED", "FILL", "GROUPS", "ID"], &rows);
+    let text = table(&["DISK", "NODE", "STATE", "SIZE", "USED", "FILL", "DAMAGED", "GROUPS", "ID"], &rows);
     Ok(Report::done("DiskList", json!({ "items": disks }), text))
 }
 

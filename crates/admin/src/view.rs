@@ -341,6 +341,8 @@ pub struct DiskView {
     pub size_bytes: u64,
     /// Its used bytes, as last reported.
     pub used_bytes: Option<u64>,
+    /// Damaged fragments and other damage kept aside, as last reported.
+    pub quarantined: Option<u64>,
     /// Open placement groups that it is a member of.
     pub groups: usize,
 }
@@ -359,6 +361,7 @@ pub fn disks(map: &ClusterMap) -> Vec<DiskView> {
                 incarnation: disk.incarnation.0,
                 size_bytes: disk.size_bytes,
                 used_bytes: disk.used_bytes,
+                quarantined: disk.quarantined,
                 groups: map.pgs.iter().filter(|pg| !pg.closed && pg.disks.contains(&disk.disk)).count(),
             }
         })
@@ -382,6 +385,7 @@ impl DiskView {
             bytes_text(self.size_bytes),
             used,
             fill,
+            self.quarantined.map_or("-".into(), |count| count.to_string()),
             groups,
             self.id.clone(),
         ]

@@ -269,11 +269,12 @@ record! {
 }
 
 record! {
-    /// A new state of a disk, and its used bytes as last reported.
+    /// A new state of a disk, and its used bytes and damage as last reported.
     pub struct SetDiskState {
         1 => disk: DiskId,
         2 => state: Option<State>,
         3 => used_bytes: Option<u64>,
+        4 -> quarantined: Option<u64>,
     }
 }
 

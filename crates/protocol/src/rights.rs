@@ -119,6 +119,7 @@ mod tests {
             name: "s/d0".into(),
             size_bytes: 1,
             used_bytes: None,
+            quarantined: None,
         }))
     }
 

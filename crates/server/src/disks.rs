@@ -20,6 +20,7 @@ use plinth_protocol::{DiskId, Failure, FailureKind, GROUP_SYSTEM, Incarnation, N
 use plinth_storage::{DiskConfig, FormatConfig, StorageConfig, StorageNode};
 use plinth_transport::{BoxFuture, Identity};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -321,8 +322,9 @@ impl Reporter {
     /// Registers disks and reports how full they are, until the node stops.
     pub async fn run(self, mut orders: mpsc::Receiver<ReportOrder>, mut stop: watch::Receiver<bool>) {
         let mut order: Option<ReportOrder> = None;
+        let mut reported = BTreeSet::new();
         loop {
-            match self.report().await {
+            match self.report(&mut reported).await {
                 // An operator that no longer waits is not told.
                 Ok(()) => drop(order.take().map(|order| order.send(()))),
                 Err(failure) => tracing::warn!(%failure, "disk report failed"),
@@ -335,32 +337,38 @@ impl Reporter {
         }
     }
 
-    async fn report(&self) -> Result<(), Failure> {
+    async fn report(&self, reported: &mut BTreeSet<DiskId>) -> Result<(), Failure> {
         let deadline = Instant::now() + REPORT_TIME_MAX;
         let mut map = match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline).await? {
             Reply::Map(map) => map,
             _ => return Err(Failure::new(FailureKind::Unavailable, "the cluster has not been founded")),
         };
         for (number, stat) in self.storage.disks().iter().enumerate() {
-            let Some(command) = self.judge(&map, number, stat) else { continue };
+            let is_first = !reported.contains(&stat.disk);
+            let Some(command) = self.judge(&map, number, stat, is_first) else {
+                reported.insert(stat.disk);
+                continue;
+            };
             if let Command::RegisterDisk(record) = &command {
                 // The next disk's name is chosen against this one's.
                 map.disks.push(record.clone());
             }
             self.send(command).await?;
+            reported.insert(stat.disk);
         }
         for disk in self.memory.missing(&self.storage) {
             if map.disk(disk).is_some_and(|record| record.node == self.node && record.state == State::Up) {
                 tracing::error!(%disk, "disk is missing");
-                let down = SetDiskState { disk, state: Some(State::Down), used_bytes: None };
+                let down = SetDiskState { disk, state: Some(State::Down), used_bytes: None, quarantined: None };
                 self.send(Command::SetDiskState(down)).await?;
             }
         }
         Ok(())
     }
 
-    /// Decides what is to be said of a disk, if anything.
-    fn judge(&self, map: &ClusterMap, number: usize, stat: &DiskStat) -> Option<Command> {
+    /// Decides what is to be said of a disk, if anything: exact figures at a process's first report,
+    /// later on only what is worth an epoch of the map.
+    fn judge(&self, map: &ClusterMap, number: usize, stat: &DiskStat, is_first: bool) -> Option<Command> {
         let wanted = if stat.fenced.is_some() { State::Failed } else { State::Up };
         let record = |name: String| DiskRecord {
             disk: stat.disk,
@@ -370,21 +378,25 @@ impl Reporter {
             name,
             size_bytes: stat.size_bytes,
             used_bytes: Some(stat.used_bytes),
+            quarantined: Some(stat.quarantined),
         };
         let Some(known) = map.disk(stat.disk) else {
             return Some(Command::RegisterDisk(record(free_name(map, &self.name, number))));
         };
-        if wanted == State::Up && matches!(known.state, State::Suspect | State::Down) {
-            // A disk that was missing is back.
+        let is_back = matches!(known.state, State::Suspect | State::Down);
+        let figures = (Some(stat.used_bytes), Some(stat.quarantined));
+        let is_news = is_first && (known.used_bytes, known.quarantined) != figures;
+        if wanted == State::Up && (is_back || is_news) {
+            // New processes know their disks better than the map does.
             return Some(Command::RegisterDisk(record(known.name.clone())));
         }
         // A restarted process has a healthy ring again, but only an operator brings a failed disk back.
         let state = (wanted == State::Failed && known.state == State::Up).then_some(State::Failed);
-        let moved = known.used_bytes.unwrap_or(0).abs_diff(stat.used_bytes);
-        if state.is_none() && known.used_bytes.is_some() && moved * 100 < stat.size_bytes.max(1) {
+        if state.is_none() && !known.misleads(stat.used_bytes, stat.quarantined) {
             return None;
         }
-        Some(Command::SetDiskState(SetDiskState { disk: stat.disk, state, used_bytes: Some(stat.used_bytes) }))
+        let (used_bytes, quarantined) = figures;
+        Some(Command::SetDiskState(SetDiskState { disk: stat.disk, state, used_bytes, quarantined }))
     }
 
     async fn send(&self, command: Command) -> Result<(), Failure> {

@@ -313,6 +313,7 @@ fn draw_disks(plan: &Plan) -> Vec<DiskRecord> {
                 // Known once the folder is there; plans weigh disks against each other only.
                 size_bytes: plan.capacity_bytes.max(1),
                 used_bytes: None,
+                quarantined: None,
             });
         }
     }

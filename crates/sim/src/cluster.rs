@@ -237,5 +237,6 @@ fn format_disk(folder: &Path, node: &NodeRecord) -> DiskRecord {
         name: format!("{}/d0", node.name),
         size_bytes: DISK_BYTES,
         used_bytes: None,
+        quarantined: None,
     }
 }

@@ -192,6 +192,7 @@ fn map_of(shape: &Shape) -> ClusterMap {
                 name: format!("node{node}/d0"),
                 size_bytes: 1 << 40,
                 used_bytes: None,
+                quarantined: None,
             })
             .collect(),
         pgs,

@@ -339,6 +339,7 @@ mod tests {
             name: format!("n1/d{number}"),
             size_bytes: 1 << 30,
             used_bytes: None,
+            quarantined: None,
         };
         let map = ClusterMap {
             cluster: ClusterId(1),

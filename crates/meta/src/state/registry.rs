@@ -18,9 +18,6 @@ use std::collections::BTreeSet;
 
 /// Writer ids are 48 bits wide.
 const WRITERS_MAX: u64 = 1 << 48;
-/// A report of used bytes shows in the map once it differs from the last one by this part of the
-/// disk: reports alone must not make every client fetch the map anew.
-const USED_BYTES_STEPS: u64 = 100;
 
 fn not_founded() -> Refusal {
     refusal(RefusalKind::Invalid, "the cluster has not been founded")
@@ -163,7 +160,8 @@ impl<V: View> Work<'_, V> {
         let returns = disk.incarnation > known.incarnation || matches!(known.state, State::Suspect | State::Down);
         let state = if returns { State::Up } else { known.state };
         let used_bytes = disk.used_bytes.or(known.used_bytes);
-        row.record = DiskRecord { state, used_bytes, ..disk.clone() };
+        let quarantined = disk.quarantined.or(known.quarantined);
+        row.record = DiskRecord { state, used_bytes, quarantined, ..disk.clone() };
         if row.record != known {
             self.rewrite(key, &row);
             self.bump_epoch(header);
@@ -195,9 +193,9 @@ impl<V: View> Work<'_, V> {
         let before = disk.clone();
         disk.state = set.state.unwrap_or(disk.state);
         if let Some(used) = set.used_bytes {
-            let shown = disk.used_bytes.unwrap_or(0);
-            if disk.used_bytes.is_none() || used.abs_diff(shown) >= (disk.size_bytes / USED_BYTES_STEPS).max(1) {
-                disk.used_bytes = Some(used);
+            let quarantined = set.quarantined.or(disk.quarantined);
+            if disk.misleads(used, quarantined.unwrap_or(0)) {
+                (disk.used_bytes, disk.quarantined) = (Some(used), quarantined);
             }
         }
         if row.record != before {

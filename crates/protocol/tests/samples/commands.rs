@@ -96,11 +96,11 @@ fn set_node_state() -> SetNodeState {
 }
 
 fn set_disk_state() -> SetDiskState {
-    SetDiskState { disk: DISK, state: Some(State::Failed), used_bytes: Some(7 << 40) }
+    SetDiskState { disk: DISK, state: Some(State::Failed), used_bytes: Some(7 << 40), quarantined: Some(3) }
 }
 
 fn bare_disk_state() -> SetDiskState {
-    SetDiskState { state: None, used_bytes: None, ..set_disk_state() }
+    SetDiskState { state: None, used_bytes: None, quarantined: None, ..set_disk_state() }
 }
 
 fn change_placement() -> ChangePlacement {

@@ -32,6 +32,7 @@ pub fn disk() -> DiskRecord {
         name: "node-7/d0".into(),
         size_bytes: 20 << 40,
         used_bytes: Some(7 << 40),
+        quarantined: Some(2),
     }
 }
 
@@ -103,7 +104,7 @@ pub fn founding() -> Founding {
 pub fn samples(samples: &mut Samples) {
     samples.numbered(State::ALL);
     samples.record([node(), NodeRecord { roles: vec![], version: None, ..node() }]);
-    samples.record([disk(), DiskRecord { used_bytes: None, ..disk() }]);
+    samples.record([disk(), DiskRecord { used_bytes: None, quarantined: None, ..disk() }]);
     samples.record([pg(), PlacementGroup { closed: false, ..pg() }]);
     samples.record([shard().start, ShardStart { bucket: plinth_protocol::BucketId(0), key: String::new() }]);
     samples.record([shard()]);

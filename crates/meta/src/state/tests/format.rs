@@ -157,6 +157,7 @@ fn full_disk() -> DiskRecord {
         name: "n/d0".into(),
         size_bytes: 10,
         used_bytes: Some(5),
+        quarantined: Some(3),
     }
 }
 
@@ -314,7 +315,8 @@ fn system_commands_are_those_of_the_golden_file() {
         close: vec![PgId(7)],
         code: Some(Code::new(1, 1)),
     };
-    let disk_state = SetDiskState { disk: DiskId(9), state: Some(State::Up), used_bytes: Some(5) };
+    let disk_state =
+        SetDiskState { disk: DiskId(9), state: Some(State::Up), used_bytes: Some(5), quarantined: Some(3) };
     let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta] };
     let register = RegisterNode { node: full_node(), public_key: Some([4; 32]) };
     let voter = VoterRecord { node: NodeId(1), log: 2, boot: 3, floor: 4 };

@@ -26,6 +26,7 @@ fn disk(id: u128, node: u64) -> DiskRecord {
         name: format!("n{node}/d{id}"),
         size_bytes: 1_000_000,
         used_bytes: None,
+        quarantined: None,
     }
 }
 
@@ -134,10 +135,12 @@ fn disks_are_known_by_id_and_incarnation() {
 #[test]
 fn epoch_moves_with_every_change_and_with_nothing_else() {
     let mut system = system();
-    let used =
-        |used_bytes| Command::SetDiskState(SetDiskState { disk: DiskId(1), state: None, used_bytes: Some(used_bytes) });
-    let disk_state =
-        |state| Command::SetDiskState(SetDiskState { disk: DiskId(1), state: Some(state), used_bytes: None });
+    let report = SetDiskState { disk: DiskId(1), state: None, used_bytes: None, quarantined: None };
+    let used = |bytes| Command::SetDiskState(SetDiskState { used_bytes: Some(bytes), ..report.clone() });
+    let damaged = |count| {
+        Command::SetDiskState(SetDiskState { used_bytes: Some(500_000), quarantined: Some(count), ..report.clone() })
+    };
+    let disk_state = |state| Command::SetDiskState(SetDiskState { state: Some(state), ..report.clone() });
     let node_state = |state| Command::SetNodeState(SetNodeState { node: NodeId(1), state });
     let voters = |group, voters: &[u64]| {
         let start = ShardStart { bucket: BucketId(0), key: "".into() };
@@ -147,7 +150,11 @@ fn epoch_moves_with_every_change_and_with_nothing_else() {
     let cases = [
         (used(500), 1),
         (used(600), 0),
+        (used(1_500), 1),
         (used(500_000), 1),
+        (damaged(0), 0),
+        (damaged(1), 1),
+        (damaged(1), 0),
         (disk_state(State::Down), 1),
         (disk_state(State::Down), 0),
         (node_state(State::Suspect), 1),
@@ -165,7 +172,7 @@ fn epoch_moves_with_every_change_and_with_nothing_else() {
     }
     let now = map(&system);
     assert_eq!((now.voters.len(), now.shards.len()), (2, 2));
-    let unknown = SetDiskState { disk: DiskId(44), state: None, used_bytes: None };
+    let unknown = SetDiskState { disk: DiskId(44), state: None, used_bytes: None, quarantined: None };
     assert_refused(system.run(Command::SetDiskState(unknown)), RefusalKind::NoSuchDisk);
 }
 
