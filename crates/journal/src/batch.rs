@@ -96,10 +96,10 @@ impl Batch {
     pub fn add_record(
         &mut self,
         append: Append<'_>,
-        payload_crc: u32,
         sequence: Sequence,
         position: Position,
         generation: Generation,
+        bytes: usize,
     ) -> u32 {
         let head = Head {
             kind: append.kind,
@@ -107,7 +107,7 @@ impl Batch {
             body_bytes: append.body.len() as u32,
             payload_bytes: append.payload.len() as u32,
             body_crc: crc32fast::hash(append.body),
-            payload_crc,
+            payload_crc: crc32fast::hash(&append.payload),
             mount: 0,
             sequence,
             generation,
@@ -122,7 +122,7 @@ impl Batch {
         block[HEAD_BYTES..body_end].copy_from_slice(append.body);
         block[body_end..].fill(0);
         self.records.push(Staged { piece, head, payload: append.payload });
-        self.bytes += head.record_bytes() as usize;
+        self.bytes += bytes;
         head.payload_offset()
     }
 

@@ -26,8 +26,6 @@ use std::time::{Duration, Instant};
 /// Most records in one batch, seals included. A recovery leaps over so many sequences, so that
 /// none that a lost batch has used is ever used again.
 pub(crate) const BATCH_RECORDS_MAX: usize = 1024;
-/// CRC-32 of no bytes.
-const NO_PAYLOAD_CRC: u32 = 0;
 /// Bytes that every open segment keeps for its seal.
 const SEAL_BYTES: u32 = BLOCK_BYTES as u32;
 
@@ -253,13 +251,6 @@ impl Journal {
 
     /// Queues a record. It is durable once [`Event::Durable`] reaches the returned sequence.
     pub fn append(&mut self, append: Append<'_>) -> Result<Placed, Refused> {
-        let payload_crc = crc32fast::hash(&append.payload);
-        self.append_summed(append, payload_crc)
-    }
-
-    /// As [`Journal::append`], for a caller who has just computed the CRC-32 of the payload. A wrong
-    /// one makes the record read as damaged.
-    pub fn append_summed(&mut self, append: Append<'_>, payload_crc: u32) -> Result<Placed, Refused> {
         if append.kind < KIND_CONSUMER_MIN {
             return Err(Refused::Invalid("kinds below 16 are the journal's own"));
         }
@@ -269,11 +260,11 @@ impl Journal {
         if !append.payload.is_empty() && !is_block_aligned(&append.payload) {
             return Err(Refused::Invalid("a payload is block-aligned whole blocks"));
         }
-        self.place(append, payload_crc)
+        self.place(append)
     }
 
     /// Places a record of any kind.
-    fn place(&mut self, append: Append<'_>, payload_crc: u32) -> Result<Placed, Refused> {
+    pub(crate) fn place(&mut self, append: Append<'_>) -> Result<Placed, Refused> {
         self.check_fence()?;
         let bytes = record_bytes(append.body.len(), append.payload.len());
         if bytes > self.record_bytes_max() as usize {
@@ -290,7 +281,7 @@ impl Journal {
             let opening = self.open_segment(append.stream, segment);
             let (stream, body) = (append.stream, kept.0.to_le_bytes());
             let mount = Append { stream, kind: KIND_MOUNT, body: &body, payload: Bytes::new(), reserve: true };
-            self.stage(mount, NO_PAYLOAD_CRC, Some(opening));
+            self.stage(mount, Some(opening));
             self.mount_pending = None;
         }
         let fits = self.tails[index].is_some_and(|tail| tail.offset + bytes as u32 + SEAL_BYTES <= end);
@@ -300,7 +291,7 @@ impl Journal {
             self.seal_tail(append.stream);
             opening = Some(self.open_segment(append.stream, segment));
         }
-        Ok(self.stage(append, payload_crc, opening))
+        Ok(self.stage(append, opening))
     }
 
     /// Stages the records that begin a mount: one at the end of each stream that goes on. Where none
@@ -315,8 +306,8 @@ impl Journal {
             let has_room = tail.offset + BLOCK_BYTES as u32 + SEAL_BYTES <= end;
             let kind = if has_room { KIND_MOUNT } else { KIND_SEAL };
             let body = before.0.to_le_bytes();
-            let mount = Append { stream, kind, body: &body, payload: Bytes::new(), reserve: true };
-            before = self.stage(mount, NO_PAYLOAD_CRC, None).sequence;
+            before =
+                self.stage(Append { stream, kind, body: &body, payload: Bytes::new(), reserve: true }, None).sequence;
             if !has_room {
                 self.tails[stream.index()] = None;
             }
@@ -331,7 +322,7 @@ impl Journal {
     fn seal_tail(&mut self, stream: Stream) {
         if self.tails[stream.index()].is_some() {
             let seal = Append { stream, kind: KIND_SEAL, body: &[], payload: Bytes::new(), reserve: true };
-            self.stage(seal, NO_PAYLOAD_CRC, None);
+            self.stage(seal, None);
             self.tails[stream.index()] = None;
         }
     }
@@ -347,7 +338,7 @@ impl Journal {
     }
 
     /// Puts a record that has its place into the batch that gathers.
-    fn stage(&mut self, append: Append<'_>, payload_crc: u32, opening: Option<Opening>) -> Placed {
+    fn stage(&mut self, append: Append<'_>, opening: Option<Opening>) -> Placed {
         let tail = self.tails[append.stream.index()].as_mut().expect("the caller has opened a segment");
         let bytes = record_bytes(append.body.len(), append.payload.len());
         let position = Position { segment: tail.segment, offset: tail.offset };
@@ -368,7 +359,7 @@ impl Journal {
         if let Some(opening) = opening {
             batch.add_opening(opening);
         }
-        let payload_offset = batch.add_record(append, payload_crc, sequence, position, generation);
+        let payload_offset = batch.add_record(append, sequence, position, generation, bytes);
         Placed { sequence, position, payload_offset }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::index::Place;
 use plinth_protocol::buffer::BLOCK_BYTES;
-use plinth_protocol::frame::{fragment_bytes, sum_frames};
+use plinth_protocol::frame::{fragment_bytes, verify_frames};
 use plinth_protocol::stripe::FragmentHeader;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{Failure, FailureKind};
@@ -12,19 +12,11 @@ pub const FRAGMENT_BYTES_MAX: usize = 4 << 20;
 /// Largest fragment header in wire bytes: a key is at most 1,024 bytes, the rest is small.
 pub const HEADER_BYTES_MAX: usize = 3 << 10;
 
-/// A put that has passed its check.
-pub struct Checked {
-    /// The header's wire bytes.
-    pub body: Vec<u8>,
-    /// CRC-32 of all frames.
-    pub payload_crc: u32,
-}
-
 /// Checks that header and payload fit each other and that every frame is whole and the right one.
-/// Returns the header's wire bytes and the payload's CRC-32.
+/// Returns the header's wire bytes.
 ///
 /// Fails with `Invalid` where the geometry is impossible, with `Corrupt` where bytes are damaged.
-pub fn check_put(header: &FragmentHeader, payload: &[u8]) -> Result<Checked, Failure> {
+pub fn check_put(header: &FragmentHeader, payload: &[u8]) -> Result<Vec<u8>, Failure> {
     let invalid = |text: &str| Failure::new(FailureKind::Invalid, text);
     let (stripe, index) = (&header.stripe, header.fragment.index);
     if header.fragment.stripe != stripe.stripe {
@@ -48,9 +40,9 @@ pub fn check_put(header: &FragmentHeader, payload: &[u8]) -> Result<Checked, Fai
     if body.len() > HEADER_BYTES_MAX {
         return Err(invalid("the fragment's header is too long"));
     }
-    let payload_crc = sum_frames(payload, header.fragment, 0)
+    verify_frames(payload, header.fragment, 0)
         .map_err(|error| Failure::new(FailureKind::Corrupt, format!("fragment {}: {error}", header.fragment)))?;
-    Ok(Checked { body, payload_crc })
+    Ok(body)
 }
 
 /// Returns the run of payload bytes that frames `first` to `first + count` of a record take; cut at its end.

@@ -4,7 +4,7 @@
 //! verified, and appended again in the relocation stream; needed tombstones are written anew. The
 //! source is released only when nothing in it is needed any more: every copy is durable by then.
 
-use super::read::{READ_TRIES_MAX, body_of, header_of, sum_checked_frames};
+use super::read::{READ_TRIES_MAX, body_of, check_frames, header_of};
 use super::{Effect, Engine, Ticket, place_of};
 use crate::index::{IndexEntry, Place};
 #[cfg(test)]
@@ -185,12 +185,12 @@ impl<T: Ticket> Engine<T> {
             return false;
         }
         let Some(record) = self.check_move(entry, tries, result) else { return false };
-        let Some((record, payload_crc)) = record else { return true };
+        let Some(record) = record else { return true };
         let payload = record.slice(place.head_bytes()..);
         let body = body_of(&record, place).expect("the body was checked above");
         let append =
             Append { stream: Stream::Relocation, kind: KIND_FRAGMENT, body, payload: payload.clone(), reserve: true };
-        match self.journal.append_summed(append, payload_crc) {
+        match self.journal.append(append) {
             Ok(placed) => {
                 let to = place_of(placed.position, body.len(), payload.len());
                 self.space.add(to.segment, to.record_bytes());
@@ -209,20 +209,14 @@ impl<T: Ticket> Engine<T> {
         }
     }
 
-    /// Verifies a record that was read to be moved; returns it with the CRC-32 of its payload.
-    /// `Some(None)`: it is being read once more.
-    fn check_move(
-        &mut self,
-        entry: IndexEntry,
-        tries: u8,
-        result: Result<Bytes, DiskError>,
-    ) -> Option<Option<(Bytes, u32)>> {
+    /// Verifies a record that was read to be moved. `Some(None)`: it is being read once more.
+    fn check_move(&mut self, entry: IndexEntry, tries: u8, result: Result<Bytes, DiskError>) -> Option<Option<Bytes>> {
         let (fragment, place) = (entry.fragment, entry.place);
         if let Ok(record) = &result
             && header_of(record, place, fragment).is_some()
-            && let Ok(payload_crc) = sum_checked_frames(&record[place.head_bytes()..], fragment, 0)
+            && check_frames(&record[place.head_bytes()..], fragment, 0).is_ok()
         {
-            return Some(Some((record.clone(), payload_crc)));
+            return Some(Some(record.clone()));
         }
         if tries < READ_TRIES_MAX && self.begin_move(entry, tries + 1).is_ok() {
             return Some(None);

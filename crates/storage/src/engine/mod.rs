@@ -14,7 +14,6 @@ mod recovery;
 
 pub use recovery::{Opened, RecoveryReport};
 
-use crate::admission::Checked;
 use crate::dead::DeadRecords;
 use crate::index::{Index, IndexEntry, Place};
 use crate::queue::{Queues, limit};
@@ -112,8 +111,8 @@ impl Default for EngineOptions {
 /// A request that was let in, with what has been found out about it.
 struct Admitted<T> {
     request: Request<T>,
-    /// What was found, once a put has passed its check.
-    checked: Option<Checked>,
+    /// The header's wire bytes, once a put has passed its check.
+    checked: Option<Vec<u8>>,
     /// Whether memory for a read's bytes has been reserved.
     reserved: bool,
 }

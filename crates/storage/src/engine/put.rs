@@ -1,7 +1,7 @@
 //! Puts: checked whole before a byte is written, stored once, answered when durable.
 
 use super::{Admitted, Effect, Engine, Ticket, Waiter, fenced_failure, place_of};
-use crate::admission::{Checked, check_put};
+use crate::admission::check_put;
 use crate::index::{IndexEntry, Place};
 use crate::planted::{Bug, planted};
 use crate::space::stop_bytes;
@@ -26,7 +26,7 @@ impl<T: Ticket> Engine<T> {
         let fragment = header.fragment;
         if admitted.checked.is_none() {
             match check_put(header, &admitted.request.payload) {
-                Ok(checked) => admitted.checked = Some(checked),
+                Ok(body) => admitted.checked = Some(body),
                 Err(failure) => {
                     if failure.kind == FailureKind::Corrupt {
                         add(&self.stats.errors_checksum, 1);
@@ -73,7 +73,7 @@ impl<T: Ticket> Engine<T> {
     }
 
     fn append_put(&mut self, now: Instant, bytes: u64, fragment: FragmentId, admitted: Admitted<T>) {
-        let Checked { body, payload_crc } = admitted.checked.as_ref().expect("checked above");
+        let body = admitted.checked.as_deref().expect("checked above");
         let payload = admitted.request.payload.clone();
         let total = record_bytes(body.len(), payload.len()) as u64;
         if total > u64::from(self.journal.record_bytes_max()) {
@@ -86,7 +86,7 @@ impl<T: Ticket> Engine<T> {
         }
         let append =
             Append { stream: Stream::Main, kind: KIND_FRAGMENT, body, payload: payload.clone(), reserve: false };
-        match self.journal.append_summed(append, *payload_crc) {
+        match self.journal.append(append) {
             Ok(placed) => {
                 let place = place_of(placed.position, body.len(), payload.len());
                 self.space.add(place.segment, place.record_bytes());

@@ -10,7 +10,7 @@ use crate::stats::add;
 use bytes::Bytes;
 use plinth_journal::{DiskError, HEAD_BYTES, ReadToken, Refused};
 use plinth_protocol::buffer::AlignedBuf;
-use plinth_protocol::frame::{FrameError, sum_frames};
+use plinth_protocol::frame::{FrameError, verify_frames};
 use plinth_protocol::storage::{StorageAction, StorageReply};
 use plinth_protocol::stripe::FragmentHeader;
 use plinth_protocol::wire::Wire;
@@ -272,15 +272,10 @@ fn unreadable(fragment: FragmentId, error: &DiskError) -> Failure {
 
 /// Verifies frames as they came from the disk.
 pub(super) fn check_frames(frames: &[u8], fragment: FragmentId, first: u16) -> Result<(), FrameError> {
-    sum_checked_frames(frames, fragment, first).map(drop)
-}
-
-/// Verifies frames as they came from the disk; returns the CRC-32 of all of them.
-pub(super) fn sum_checked_frames(frames: &[u8], fragment: FragmentId, first: u16) -> Result<u32, FrameError> {
     if planted(Bug::IgnoreFrameChecksum) {
-        return Ok(crc32fast::hash(frames));
+        return Ok(());
     }
-    sum_frames(frames, fragment, first)
+    verify_frames(frames, fragment, first)
 }
 
 /// Returns the fragment header out of a record's head and body, where it is whole and the right one.
