@@ -26,7 +26,7 @@ use tokio::time::Instant;
 /// Bytes of requests that wait for one connection's socket; further calls wait before they queue.
 pub(crate) const WRITE_QUEUE_BYTES_MAX: usize = 16 << 20;
 /// Bytes that a request counts in the queue beyond its header and payload.
-const REQUEST_BYTES: usize = 256;
+pub(crate) const REQUEST_BYTES: usize = 256;
 /// A connection without calls for this long is closed.
 pub(crate) const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Rounds of reading and writing before the driver lets other tasks run.

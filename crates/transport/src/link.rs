@@ -6,7 +6,7 @@
 
 use crate::authority::Fingerprint;
 use crate::call::{BoxFuture, Call, DEADLINE_MAX, Link, Peer, Reply, Service, check_bounds};
-use crate::caller::{Connection, Driver, decode_goodbye};
+use crate::caller::{Connection, Driver, REQUEST_BYTES, decode_goodbye};
 use crate::channel::Channel;
 use crate::counters::{Counters, PeerCounters, Snapshot};
 use crate::credentials::{Credentials, joining_config, lifetime, name_of, peer_name};
@@ -62,6 +62,8 @@ struct LaneSlot {
     lane: Lane,
     state: Mutex<LaneState>,
     changed: Notify,
+    /// Payload bytes of the calls that wait until the connection is made.
+    waiting_bytes: AtomicUsize,
 }
 
 enum LaneState {
@@ -159,7 +161,7 @@ impl TlsLink {
         let slot = lanes.choose(call.method, payload_bytes);
         let mut attempt = 1;
         loop {
-            let connection = self.connection(peer, slot, deadline).await?;
+            let connection = self.connection(peer, slot, payload_bytes, deadline).await?;
             if attempt == ATTEMPTS_MAX {
                 return connection.call(call, payload_bytes, deadline).await;
             }
@@ -177,11 +179,13 @@ impl TlsLink {
         &self,
         peer: &Peer,
         slot: &Arc<LaneSlot>,
+        payload_bytes: usize,
         deadline: Instant,
     ) -> Result<Arc<Connection>, Failure> {
         if let Some(connection) = slot.open_connection(peer.incarnation) {
             return Ok(connection);
         }
+        let _waiting = slot.wait_with(payload_bytes);
         loop {
             let mut changed = std::pin::pin!(slot.changed.notified());
             changed.as_mut().enable();
@@ -236,7 +240,14 @@ impl Link for TlsLink {
 
 impl PeerLanes {
     fn new(peer: Peer, counters: Arc<PeerCounters>) -> Self {
-        let slot = |lane| Arc::new(LaneSlot { lane, state: Mutex::new(LaneState::Idle), changed: Notify::new() });
+        let slot = |lane| {
+            Arc::new(LaneSlot {
+                lane,
+                state: Mutex::new(LaneState::Idle),
+                changed: Notify::new(),
+                waiting_bytes: AtomicUsize::new(0),
+            })
+        };
         PeerLanes {
             peer,
             small: slot(Lane::Small),
@@ -312,18 +323,38 @@ impl LaneSlot {
         Look::Connect { attempts }
     }
 
-    /// Orders the bulk connections: an open one by its queue, one that is still to be made before that,
-    /// so that all come into use, one that fails last.
+    /// Counts a call among those that wait for the connection, until the guard is dropped.
+    fn wait_with(&self, payload_bytes: usize) -> Waiting<'_> {
+        let bytes = REQUEST_BYTES + payload_bytes;
+        self.waiting_bytes.fetch_add(bytes, Relaxed);
+        Waiting { slot: self, bytes }
+    }
+
+    /// Orders the bulk connections: an open one by its queue, one that is still to be made by the calls that
+    /// wait for it, so that all come into use and none draws every call, one that fails last.
     fn load(&self) -> usize {
+        let waiting = self.waiting_bytes.load(Relaxed);
         match &*self.lock() {
-            LaneState::Ready(connection) => connection.load(),
-            LaneState::Idle | LaneState::Connecting => 0,
+            LaneState::Ready(connection) => connection.load().saturating_add(waiting),
+            LaneState::Idle | LaneState::Connecting => waiting,
             LaneState::Backoff { .. } => usize::MAX,
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LaneState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that waits for a connection.
+struct Waiting<'a> {
+    slot: &'a LaneSlot,
+    bytes: usize,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.slot.waiting_bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -435,5 +466,23 @@ pub async fn call_joining(
     tokio::select! {
         reply = calling => reply,
         () = driver => Err(Failure::new(FailureKind::Unknown, "connection ended during the call")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_in_the_making_does_not_draw_every_call() {
+        let peer = Peer { node: NodeId(1), incarnation: None, address: "127.0.0.1:1".into() };
+        let lanes = PeerLanes::new(peer, Arc::default());
+        let waiting = lanes.bulk[0].wait_with(1 << 20);
+        for _ in 0..4 {
+            assert!(Arc::ptr_eq(lanes.choose(Method::Storage, 1), &lanes.bulk[1]));
+        }
+        drop(waiting);
+        let chosen: Vec<_> = (0..2).map(|_| Arc::as_ptr(lanes.choose(Method::Storage, 1))).collect();
+        assert_ne!(chosen[0], chosen[1]);
     }
 }
