@@ -16,7 +16,7 @@ use plinth_protocol::{Failure, FailureKind, Incarnation, Method};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -45,6 +45,8 @@ struct Shared {
     state: Mutex<State>,
     /// Room in the write queue, in bytes.
     room: Semaphore,
+    /// Bytes of the calls that wait for room.
+    waiting_bytes: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -89,7 +91,11 @@ impl Connection {
         expires: Instant,
         counters: Arc<Counters>,
     ) -> (Self, Driver) {
-        let shared = Arc::new(Shared { state: Mutex::default(), room: Semaphore::new(WRITE_QUEUE_BYTES_MAX) });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            room: Semaphore::new(WRITE_QUEUE_BYTES_MAX),
+            waiting_bytes: AtomicUsize::new(0),
+        });
         let driver = Driver {
             channel,
             shared: shared.clone(),
@@ -109,13 +115,15 @@ impl Connection {
         self.shared.lock().closing.is_none()
     }
 
-    /// Returns how busy the connection is: bytes that wait for its socket, and calls in flight.
+    /// Returns how busy the connection is: bytes that wait for its socket or for room before it, and calls
+    /// in flight.
     pub(crate) fn load(&self) -> usize {
         let state = self.shared.lock();
         if state.closing.is_some() {
             return 0;
         }
-        WRITE_QUEUE_BYTES_MAX - self.shared.room.available_permits() + state.slots.used()
+        let queued = WRITE_QUEUE_BYTES_MAX - self.shared.room.available_permits();
+        queued + self.shared.waiting_bytes.load(Relaxed) + state.slots.used()
     }
 
     /// Makes a call. `Unavailable` means that nothing was sent.
@@ -125,6 +133,7 @@ impl Connection {
             Ok(permit) => permit.forget(),
             Err(tokio::sync::TryAcquireError::Closed) => return Err(self.closed()),
             Err(tokio::sync::TryAcquireError::NoPermits) => {
+                let _waiting = WaitsForRoom::begin(&self.shared, charge as usize);
                 match tokio::time::timeout_at(deadline, self.shared.room.acquire_many(charge)).await {
                     Ok(Ok(permit)) => permit.forget(),
                     Ok(Err(_)) => return Err(self.closed()),
@@ -174,6 +183,25 @@ impl Drop for Connection {
             state.driver.take()
         };
         driver.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// A call that waits for room in the queue.
+struct WaitsForRoom<'a> {
+    shared: &'a Shared,
+    bytes: usize,
+}
+
+impl<'a> WaitsForRoom<'a> {
+    fn begin(shared: &'a Shared, bytes: usize) -> Self {
+        shared.waiting_bytes.fetch_add(bytes, Relaxed);
+        WaitsForRoom { shared, bytes }
+    }
+}
+
+impl Drop for WaitsForRoom<'_> {
+    fn drop(&mut self) {
+        self.shared.waiting_bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
