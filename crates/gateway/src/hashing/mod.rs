@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
 
 pub use bodies::Digest;
 
@@ -182,8 +183,9 @@ fn work(inbox: &Receiver<Message>) {
         while let Ok(message) = inbox.try_recv() {
             take(&mut bodies, message);
         }
+        let until = Instant::now() + GATHER;
         while bodies.ripe_count() < bodies.expected_count().min(lanes::LANES) {
-            match inbox.recv_timeout(GATHER) {
+            match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(message) => take(&mut bodies, message),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => bodies.handle_wait_over(),
             }
