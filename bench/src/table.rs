@@ -78,7 +78,7 @@ enum Bar {
 }
 
 /// How long 64 clients write large objects at least, in seconds.
-const CROWD_SECONDS_MIN: u64 = 60;
+const CROWD_SECONDS_MIN: u64 = 30;
 
 /// How long a demo rests before its memory is read.
 const REST: Duration = Duration::from_secs(5);
