@@ -20,6 +20,9 @@ pub struct Config {
     pub security: SecuritySection,
     /// The metadata nodes through which the cluster is found.
     pub cluster: ClusterSection,
+    /// The databases of the meta role.
+    #[serde(default)]
+    pub meta: MetaSection,
     /// Disks of the storage role.
     #[serde(default)]
     pub storage: StorageSection,
@@ -105,6 +108,26 @@ pub struct ClusterSection {
     pub meta: Vec<String>,
     /// The founding record that `plinth init` wrote; used on the first start of a founding voter.
     pub founding: Option<PathBuf>,
+}
+
+/// The databases of the meta role.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetaSection {
+    /// Bytes of rows that the node keeps in memory, over all its shards: 16 MiB to 64 GiB. Rows that do not fit
+    /// are read from files again; about 350 bytes an object keep all of them.
+    pub cache_bytes: u64,
+}
+
+impl MetaSection {
+    /// The cache of a demo and of a node that is alone, in bytes.
+    pub const CACHE_BYTES_EMBEDDED: u64 = 64 << 20;
+}
+
+impl Default for MetaSection {
+    fn default() -> Self {
+        MetaSection { cache_bytes: 512 << 20 }
+    }
 }
 
 /// Disks of the storage role.
@@ -285,6 +308,9 @@ impl Config {
         if let Err(text) = crate::logging::check(&self.log.level) {
             return fail(&text);
         }
+        if !(16 << 20..=64 << 30).contains(&self.meta.cache_bytes) {
+            return fail("meta.cache_bytes must be between 16 MiB and 64 GiB");
+        }
         if self.has_role(RoleName::Storage) && self.storage.disks.is_empty() {
             return fail("role storage needs storage.disks");
         }
@@ -384,6 +410,7 @@ pub fn default_text() -> String {
             wrapping_key: Some("wrapping.key".into()),
         },
         cluster: ClusterSection { meta: vec!["1@127.0.0.1:7001".into()], founding: Some("founding".into()) },
+        meta: MetaSection::default(),
         storage: StorageSection { disks: vec!["d0".into()], ..StorageSection::default() },
         gateway: GatewaySection {
             tls_certificate: Some("s3.crt".into()),

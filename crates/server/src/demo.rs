@@ -4,7 +4,7 @@
 //! observability sockets are on loopback. Everything lies in one folder that is thrown away at
 //! Ctrl-C unless it is to be kept.
 
-use crate::config::{Config, RoleName};
+use crate::config::{Config, MetaSection, RoleName};
 use crate::files;
 use crate::init::{self, Laid, Plan, PlannedNode};
 use crate::logging;
@@ -147,6 +147,7 @@ async fn plan(folder: &Path) -> Result<Plan, Trouble> {
         nodes,
         code: Code::for_domains(6),
         fragment_bytes_max: 1 << 20,
+        cache_bytes: MetaSection::CACHE_BYTES_EMBEDDED,
         segment_bytes: init::SEGMENT_BYTES_EMBEDDED,
         capacity_bytes: 0,
         deferred_delete_seconds: DEFERRED_DELETE_SECONDS,

@@ -152,6 +152,8 @@ pub struct Plan {
     pub code: Code,
     /// Largest fragment in bytes.
     pub fragment_bytes_max: u32,
+    /// Cache of each metadata node in bytes.
+    pub cache_bytes: u64,
     /// Segment size in bytes.
     pub segment_bytes: u64,
     /// Bytes that each disk may take; 0 = what its file system has.
@@ -205,6 +207,7 @@ fn plan_single(args: SingleArgs) -> Result<Plan, Trouble> {
         code: Code::for_domains(node.disks.len()),
         nodes: vec![node],
         fragment_bytes_max: FRAGMENT_BYTES_EMBEDDED,
+        cache_bytes: MetaSection::CACHE_BYTES_EMBEDDED,
         segment_bytes: SEGMENT_BYTES_EMBEDDED,
         capacity_bytes: 0,
         deferred_delete_seconds: GatewaySection::default().deferred_delete_seconds,
@@ -244,6 +247,7 @@ fn plan_cluster(args: ClusterArgs) -> Result<Plan, Trouble> {
         nodes,
         code,
         fragment_bytes_max: FRAGMENT_BYTES_CLUSTER,
+        cache_bytes: MetaSection::default().cache_bytes,
         segment_bytes: args.segment_mib << 20,
         capacity_bytes: args.capacity_mib << 20,
         deferred_delete_seconds: GatewaySection::default().deferred_delete_seconds,
@@ -425,6 +429,7 @@ fn node_config(plan: &Plan, node: &PlannedNode, folder: &Path, meta: Vec<String>
             wrapping_key: wraps.then(|| "wrapping.key".into()),
         },
         cluster: ClusterSection { meta, founding: is_meta.then(|| "founding".into()) },
+        meta: MetaSection { cache_bytes: plan.cache_bytes },
         storage: StorageSection {
             disks: node.disks.iter().map(|disk| disk.strip_prefix(folder).unwrap_or(disk).to_path_buf()).collect(),
             segment_bytes: plan.segment_bytes,

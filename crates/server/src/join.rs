@@ -271,6 +271,7 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
             meta: meta.map(|node| format!("{}@{}", node.node.0, node.address)).collect(),
             founding: None,
         },
+        meta: MetaSection::default(),
         storage: StorageSection { disks, segment_bytes: args.segment_mib << 20, capacity_bytes: 0 },
         gateway: GatewaySection {
             listen: args.s3.map_or_else(|| GatewaySection::default().listen, |address| address.to_string()),

@@ -211,7 +211,7 @@ impl Node {
             found,
             clock: Arc::new(wall_clock_ms),
             seed: u64::from_le_bytes(draw()),
-            limits: MetaLimits::default(),
+            limits: MetaLimits { database_cache_bytes: self.config.meta.cache_bytes as usize, ..MetaLimits::default() },
         };
         let meta = MetaNode::start(config, self.link.clone()).await.map_err(failed)?;
         let _ = self.service.parts.meta.set(meta);
