@@ -2,7 +2,8 @@
 //!
 //! Each body is a queue of pieces that the connection received, as they are: nothing is copied but
 //! what stands across two pieces. A pass takes the bodies that have waited longest and hashes as many
-//! blocks of each as the one with the fewest has in one piece.
+//! blocks of each as the one with the fewest has in one piece. Eight bodies cost hardly more than one, so
+//! a pass waits until the lanes are full or somebody needs a digest.
 
 use super::lanes::{self, BLOCK_BYTES, INITIAL, LANES, State};
 use bytes::{Buf as _, Bytes};
@@ -34,8 +35,8 @@ struct Body<T, A> {
     pieces: VecDeque<(Bytes, T)>,
     answer: Option<A>,
     is_ripe: bool,
-    /// Whether it is worth waiting for.
-    is_expected: bool,
+    /// Whether somebody waits for it to be hashed.
+    is_due: bool,
 }
 
 impl<T, A> Bodies<T, A> {
@@ -54,7 +55,7 @@ impl<T, A> Bodies<T, A> {
             pieces: VecDeque::new(),
             answer: None,
             is_ripe: false,
-            is_expected: true,
+            is_due: false,
         });
         body.length_bytes += piece.len() as u64;
         body.pieces.push_back((piece, travels_along));
@@ -78,27 +79,23 @@ impl<T, A> Bodies<T, A> {
 
     fn ripen(&mut self, id: BodyId) {
         let body = self.bodies.get_mut(&id).expect("callers name a body that is there");
-        body.is_expected = true;
         if !std::mem::replace(&mut body.is_ripe, true) {
             self.ripe.push_back(id);
         }
     }
 
-    /// Returns how many bodies have something to hash.
-    pub fn ripe_count(&self) -> usize {
-        self.ripe.len()
-    }
-
-    /// Returns how many bodies have something to hash or are likely to have soon.
-    pub fn expected_count(&self) -> usize {
-        self.bodies.values().filter(|body| body.is_expected).count()
-    }
-
-    /// Takes note that the time to wait for company is over: who did not come is not expected.
-    pub fn handle_wait_over(&mut self) {
-        for body in self.bodies.values_mut() {
-            body.is_expected = body.is_ripe;
+    /// Takes note that somebody waits for what has come of a body; an unknown id is passed over.
+    pub fn handle_due(&mut self, id: BodyId) {
+        if let Some(body) = self.bodies.get_mut(&id) {
+            body.is_due = true;
         }
+    }
+
+    /// Returns whether a pass is worth its cost now: the lanes are full, somebody waits, or there is one
+    /// body only, which has no company to wait for.
+    pub fn is_pass_due(&self) -> bool {
+        let is_due = |id: &BodyId| self.bodies[id].is_due;
+        self.ripe.len() >= LANES || (self.bodies.len() == 1 && !self.ripe.is_empty()) || self.ripe.iter().any(is_due)
     }
 
     /// Hashes for one pass; returns the digests that are complete. Does nothing where nothing is ripe.
@@ -114,6 +111,7 @@ impl<T, A> Bodies<T, A> {
             } else if let Some(answer) = body.answer.take() {
                 done.push((answer, body.finish()));
             } else {
+                body.is_due = false;
                 self.bodies.insert(id, body);
             }
         }
@@ -202,6 +200,7 @@ mod tests {
         Piece(u64, usize),
         End(u64),
         Abandon(u64),
+        Due(u64),
         Pass,
     }
 
@@ -210,7 +209,8 @@ mod tests {
         let step = prop_oneof![
             6 => (body.clone(), prop_oneof![0usize..200, 0usize..40_000]).prop_map(|(id, size)| Step::Piece(id, size)),
             2 => body.clone().prop_map(Step::End),
-            1 => body.prop_map(Step::Abandon),
+            1 => body.clone().prop_map(Step::Abandon),
+            1 => body.prop_map(Step::Due),
             3 => Just(Step::Pass),
         ];
         proptest::collection::vec(step, 1..80)
@@ -243,16 +243,38 @@ mod tests {
                         want.remove(&id);
                         bodies.handle_abandoned(id);
                     }
+                    Step::Due(id) => if let Some(id) = names.get(&id) {
+                        bodies.handle_due(*id);
+                    }
                     Step::Pass => found.extend(bodies.poll_pass()),
                 }
             }
-            while bodies.ripe_count() > 0 {
+            (1..=next).for_each(|id| bodies.handle_due(id));
+            while bodies.is_pass_due() {
                 found.extend(bodies.poll_pass());
             }
             prop_assert_eq!(found, ended);
-            prop_assert_eq!(bodies.expected_count(), want.len());
-            bodies.handle_wait_over();
-            prop_assert_eq!(bodies.expected_count(), 0);
+            prop_assert!(bodies.ripe.is_empty(), "who is waited for gets its turn");
         }
+    }
+
+    #[test]
+    fn a_pass_waits_for_full_lanes_or_for_somebody_who_waits() {
+        let mut bodies: Bodies<(), ()> = Bodies::new();
+        bodies.handle_piece(0, vec![1; 6400].into(), ());
+        assert!(bodies.is_pass_due(), "a body alone has nobody to wait for");
+        for id in 1..LANES as u64 {
+            bodies.handle_piece(id, vec![1; 6400].into(), ());
+            assert_eq!(bodies.is_pass_due(), id == LANES as u64 - 1);
+        }
+        assert!(bodies.poll_pass().is_empty());
+        bodies.handle_piece(3, vec![1; 6400].into(), ());
+        assert_eq!(bodies.ripe.len(), LANES, "a body is asked once more after a pass");
+        bodies.poll_pass();
+        assert!(!bodies.is_pass_due());
+        bodies.handle_due(5);
+        assert!(!bodies.is_pass_due(), "nothing of it has come");
+        bodies.handle_piece(5, vec![1; 64].into(), ());
+        assert!(bodies.is_pass_due());
     }
 }

@@ -12,10 +12,8 @@ use bytes::Bytes;
 use md5::{Digest as _, Md5};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::Instant;
 
 pub use bodies::Digest;
 
@@ -28,18 +26,13 @@ const BATCH_BYTES_MIN: usize = 128 << 10;
 /// Bytes of a body that wait for the thread at most; its connection pauses then.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
-/// How long the thread waits for the bodies that it expects, while lanes are free. A body that did not come
-/// in this time is not expected until it comes again; a body alone never waits.
-const GATHER: Duration = Duration::from_millis(2);
-
 /// Threads at most; each takes as many bodies as there are lanes before the next one is used.
 const THREADS_MAX: usize = 4;
 
-/// Hashes bodies. A clone is another handle to the same threads, which end when no handle is left.
-#[derive(Clone)]
+/// Hashes bodies, on threads that end with it and its last body.
 pub struct Hasher {
-    threads: Arc<Vec<Thread>>,
-    next: Arc<AtomicU64>,
+    threads: Vec<Thread>,
+    next: AtomicU64,
 }
 
 struct Thread {
@@ -50,6 +43,7 @@ struct Thread {
 enum Message {
     Pieces(BodyId, Vec<Bytes>, OwnedSemaphorePermit),
     End(BodyId, oneshot::Sender<Digest>),
+    Due(BodyId),
     Abandoned(BodyId),
 }
 
@@ -67,6 +61,7 @@ pub struct Together {
     messages: Sender<Message>,
     batch: Vec<Bytes>,
     batch_bytes: usize,
+    left_bytes: u64,
     room: Arc<Semaphore>,
     is_over: bool,
     _open: Arc<()>,
@@ -82,7 +77,7 @@ impl Hasher {
             builder.spawn(move || work(&inbox)).expect("a process can start a handful of threads");
             Thread { messages, open: Arc::new(()) }
         });
-        Hasher { threads: Arc::new(threads.collect()), next: Arc::new(AtomicU64::new(0)) }
+        Hasher { threads: threads.collect(), next: AtomicU64::new(0) }
     }
 
     /// Begins a body of about `length` bytes.
@@ -98,6 +93,7 @@ impl Hasher {
             messages: thread.messages.clone(),
             batch: Vec::new(),
             batch_bytes: 0,
+            left_bytes: length,
             room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             is_over: false,
             _open: Arc::clone(&thread.open),
@@ -121,9 +117,15 @@ impl Running {
 
     /// Returns the digest of everything taken.
     pub async fn finish(self) -> Digest {
+        self.finish_beside(std::future::ready(())).await.0
+    }
+
+    /// Does what else is to be done, and returns the digest of everything taken beside its result. Nobody
+    /// waits for the digest before that is done, so that the body may wait for company.
+    pub async fn finish_beside<R>(self, other: impl Future<Output = R>) -> (Digest, R) {
         match self {
-            Running::Alone(md5) => md5.finalize().into(),
-            Running::Together(together) => together.finish().await,
+            Running::Alone(md5) => (md5.finalize().into(), other.await),
+            Running::Together(together) => together.finish_beside(other).await,
         }
     }
 }
@@ -139,21 +141,35 @@ impl Together {
 
     async fn hand_over(&mut self) {
         // A piece larger than all the room takes all of it.
-        let permits = self.batch_bytes.min(WAITING_BYTES_MAX) as u32;
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await.expect("never closed");
+        let permits = self.batch_bytes.min(WAITING_BYTES_MAX);
+        if self.room.available_permits() < permits {
+            self.send(Message::Due(self.id));
+        }
+        let room = Arc::clone(&self.room).acquire_many_owned(permits as u32).await.expect("never closed");
+        self.left_bytes = self.left_bytes.saturating_sub(self.batch_bytes as u64);
         self.batch_bytes = 0;
         let batch = std::mem::take(&mut self.batch);
         self.send(Message::Pieces(self.id, batch, room));
+        let free = self.room.available_permits();
+        if free < WAITING_BYTES_MAX / 2 && free < usize::try_from(self.left_bytes).unwrap_or(usize::MAX) {
+            // Its connection is to find room when it needs it.
+            self.send(Message::Due(self.id));
+        }
     }
 
-    async fn finish(mut self) -> Digest {
-        if !self.batch.is_empty() {
-            self.hand_over().await;
-        }
+    async fn finish_beside<R>(mut self, other: impl Future<Output = R>) -> (Digest, R) {
         let (answer, digest) = oneshot::channel();
+        let last = async {
+            if !self.batch.is_empty() {
+                self.hand_over().await;
+            }
+            self.send(Message::End(self.id, answer));
+        };
+        let ((), done) = tokio::join!(last, other);
+        self.send(Message::Due(self.id));
+        let digest = digest.await.expect("the thread answers every body that ends");
         self.is_over = true;
-        self.send(Message::End(self.id, answer));
-        digest.await.expect("the thread answers every body that ends")
+        (digest, done)
     }
 
     fn send(&self, message: Message) {
@@ -172,23 +188,19 @@ impl Drop for Together {
 /// What the thread works on; a body's room comes back when the last piece of a batch is hashed.
 type Work = Bodies<Option<Arc<OwnedSemaphorePermit>>, oneshot::Sender<Digest>>;
 
-/// The thread's life: take what has come, wait a little for company, hash.
+/// The thread's life: take what has come, and hash when it is worth it.
 fn work(inbox: &Receiver<Message>) {
     let mut bodies = Work::new();
     loop {
-        if bodies.ripe_count() == 0 {
+        if !bodies.is_pass_due() {
             let Ok(message) = inbox.recv() else { return };
             take(&mut bodies, message);
         }
         while let Ok(message) = inbox.try_recv() {
             take(&mut bodies, message);
         }
-        let until = Instant::now() + GATHER;
-        while bodies.ripe_count() < bodies.expected_count().min(lanes::LANES) {
-            match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(message) => take(&mut bodies, message),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => bodies.handle_wait_over(),
-            }
+        if !bodies.is_pass_due() {
+            continue;
         }
         for (answer, digest) in bodies.poll_pass() {
             // Whoever asked may have gone away meanwhile.
@@ -206,6 +218,7 @@ fn take(bodies: &mut Work, message: Message) {
             }
         }
         Message::End(id, answer) => bodies.handle_end(id, answer, None),
+        Message::Due(id) => bodies.handle_due(id),
         Message::Abandoned(id) => bodies.handle_abandoned(id),
     }
 }
@@ -216,9 +229,9 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_that_come_together_get_their_own_digests() {
-        let hasher = Hasher::start();
+        let hasher = Arc::new(Hasher::start());
         let bodies = (0..20u8).map(|seed| {
-            let hasher = hasher.clone();
+            let hasher = Arc::clone(&hasher);
             tokio::spawn(async move {
                 let bytes: Vec<u8> = (0..700_000usize).map(|i| (i / 7) as u8 ^ seed).collect();
                 let mut running = hasher.body(bytes.len() as u64);

@@ -133,7 +133,7 @@ async fn transfer<S: Store>(
         tracing::error!(want = length, got = digest.size_bytes, "source of a copy came short");
         return Err(Code::InternalError.into());
     }
-    let (md5, place) = tokio::join!(md5.finish(), writer.finish());
+    let (md5, place) = md5.finish_beside(writer.finish()).await;
     Ok((digest.with_md5(md5), place?))
 }
 

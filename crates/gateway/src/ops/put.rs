@@ -49,8 +49,8 @@ pub(super) async fn receive<S: Store>(
         claims.check_md5(md5)?;
         (md5, writer.finish().await)
     } else {
-        // Nobody compares it: the last bytes may be hashed while they are on their way to the disks.
-        tokio::join!(md5.finish(), writer.finish())
+        // Nobody compares it: the body may be hashed while its last bytes are on their way to the disks.
+        md5.finish_beside(writer.finish()).await
     };
     call.journey.end(Stage::Durable);
     Ok((digest.with_md5(md5), place?))
