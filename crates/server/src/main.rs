@@ -30,6 +30,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Where all memory comes from, RocksDB's too: decision 14 of ARCHITECTURE.md has the figures.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Plinth: an S3-compatible object store with Raft-replicated metadata and erasure-coded data.
 #[derive(Debug, Parser)]
 #[command(name = "plinth", version, arg_required_else_help = true, after_help = FIRST_MINUTE)]
