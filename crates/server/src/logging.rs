@@ -16,6 +16,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// Words for how much is said.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Starts the logs of a node on standard error; the first call in a process wins.
 pub fn start_node(config: &Config) -> Result<(), String> {
     let mut roles: Vec<String> =
@@ -45,9 +48,30 @@ pub fn check(level: &str) -> Result<(), String> {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, String> {
+    for part in level.split(',') {
+        check_part(part)?;
+    }
     // openraft tells at info what only its developers read; who wants it names it.
     let level = if level.contains("openraft") { level.to_string() } else { format!("{level},openraft=warn") };
     EnvFilter::try_new(&level).map_err(|error| format!("log.level: {error}"))
+}
+
+/// Refuses what the filter would take for the name of a module that never speaks: `inof` turns all logs off.
+fn check_part(part: &str) -> Result<(), String> {
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    // Spans, `[request{id=7}]=debug`, are the filter's own to judge, their levels apart.
+    let (target, level) = match part.rsplit_once(']') {
+        Some((span, rest)) => (span, if rest.is_empty() { Some("trace") } else { rest.strip_prefix('=') }),
+        None => match part.split_once('=') {
+            Some((target, level)) => (target, Some(level)),
+            None => ("all", Some(part)),
+        },
+    };
+    if !target.is_empty() && !target.starts_with(' ') && level.is_some_and(is_level) {
+        return Ok(());
+    }
+    let levels = LEVELS.join(", ");
+    Err(format!("log.level: \"{part}\" is neither a level ({levels}) nor <module>=<level>"))
 }
 
 /// Ends the process when any task panics: a half-dead node is worse than a restarted one.
@@ -154,6 +178,26 @@ mod tests {
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn a_level_that_would_turn_logging_off_unseen_is_refused() {
+        for good in [
+            "info",
+            "OFF",
+            "warn,plinth_meta=debug",
+            "info,openraft::core=trace",
+            "error,[put]",
+            "error,[put{id=7}]=debug",
+        ] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in ["", "inof", "warning", "info,", "info, plinth_meta=debug", "info,plinth_meta", "plinth_meta=inof"]
+            .into_iter()
+            .chain(["=info", "a=b=c", "[put]=inof", "[put]x", "[put", "3"])
+        {
+            assert!(check(bad).is_err_and(|text| text.starts_with("log.level")), "{bad}");
         }
     }
 
