@@ -30,6 +30,9 @@ pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a closing connection waits for the client to stop sending, so that the last answer is
 /// not lost to a reset.
 const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
+/// TLS handshakes that the socket begins per second; each address gets three quarters. More than one address may have
+/// connections, so that clients behind one address can all come at once, as after a restart.
+const HANDSHAKES_PER_SECOND_MAX: u32 = 2_000;
 /// How often refused connections are told of.
 const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Pause after the listener failed, typically for want of file descriptors.
@@ -48,7 +51,9 @@ pub async fn serve<S: Store>(
     let (stop, stopped) = watch::channel(false);
     let stopping = Arc::new(AtomicBool::new(false));
     let sources = Sources::default();
-    let gate = HandshakeGate::new();
+    // Of connections half open there may be as many as of connections: `Sources` bounds each address.
+    let at_once_max = u32::try_from(gateway.inner.config.connections_max).unwrap_or(u32::MAX);
+    let gate = HandshakeGate::with_bounds(HANDSHAKES_PER_SECOND_MAX, at_once_max);
     let mut connections = JoinSet::new();
     // A flood must not fill the log: one line for all that was refused since the last.
     let (mut refused, mut told) = (0u64, None::<Instant>);
@@ -69,21 +74,18 @@ pub async fn serve<S: Store>(
         };
         let config = &gateway.inner.config;
         let place = sources.enter(address, config.connections_per_source_max);
-        // Beyond the limit the connection is closed at once: clients try again.
-        let Some(place) = place.filter(|_| connections.len() < config.connections_max) else {
+        let place = place.filter(|_| connections.len() < config.connections_max);
+        let pass = match (&place, &tls) {
+            (Some(_), Some(_)) => gate.admit(address.ip(), Instant::now()).map(Some),
+            _ => Some(None),
+        };
+        // Beyond the limits the connection is closed at once: clients try again.
+        let (Some(place), Some(pass)) = (place, pass) else {
             refused += 1;
             if told.is_none_or(|told| told.elapsed() >= REFUSALS_TOLD_EVERY) {
                 tracing::warn!(source = %address.ip(), refused, "too many connections");
                 (told, refused) = (Some(Instant::now()), 0);
             }
-            continue;
-        };
-        let pass = match &tls {
-            Some(_) => gate.admit(address.ip(), Instant::now()).map(Some),
-            None => Some(None),
-        };
-        let Some(pass) = pass else {
-            tracing::debug!(source = %address.ip(), "too many handshakes");
             continue;
         };
         let (gateway, tls, stopped) = (gateway.clone(), tls.clone(), stopped.clone());

@@ -1,8 +1,13 @@
 //! The connection: 100-continue, limits, framing, time.
 
-use crate::client::{Mode, Server, keys, request};
+use crate::client::{Connection, Mode, Server, keys, request};
 use plinth_gateway::GatewayConfig;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 #[tokio::test]
 async fn h1_refusals_come_instead_of_100() {
@@ -266,23 +271,42 @@ async fn an_empty_body_that_waited_for_100_ends_its_connection() {
     assert!(connection.is_closed().await);
 }
 
-#[tokio::test]
-async fn tls_serves_the_same_and_trusts_invocation_ids() {
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::ServerName};
+/// A server behind TLS, and what trusts it.
+async fn over_tls() -> (Server, TlsConnector) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
-    let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
     let chain = vec![made.cert.der().clone()];
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain.clone(), key).expect("a key");
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
     let server = Server::start_over(GatewayConfig::new(keys()), Some(acceptor)).await;
     let mut roots = RootCertStore::empty();
     roots.add(chain[0].clone()).expect("a root");
     let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-    let tcp = tokio::net::TcpStream::connect(server.address).await.expect("a connection");
+    (server, TlsConnector::from(Arc::new(config)))
+}
+
+async fn shake(server: &Server, connector: &TlsConnector) -> Connection {
+    let tcp = TcpStream::connect(server.address).await.expect("a connection");
     let name = ServerName::try_from("localhost").expect("a name");
-    let tls = connector.connect(name, tcp).await.expect("a handshake");
-    let mut connection = crate::client::Connection::over(tls);
+    Connection::over(connector.connect(name, tcp).await.expect("a handshake"))
+}
+
+#[tokio::test]
+async fn half_open_handshakes_do_not_close_the_tls_socket() {
+    let (server, connector) = over_tls().await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(server.address).await.expect("a connection"));
+    }
+    // From the same address, as behind one router.
+    let mut connection = shake(&server, &connector).await;
+    connection.exchange(&request("PUT", "/bucket").sign(&server.fake), false).await.expect_status(200);
+}
+
+#[tokio::test]
+async fn tls_serves_the_same_and_trusts_invocation_ids() {
+    let (server, connector) = over_tls().await;
+    let mut connection = shake(&server, &connector).await;
     connection.exchange(&request("PUT", "/bucket").sign(&server.fake), false).await.expect_status(200);
     let put =
         || request("PUT", "/bucket/k").header("if-none-match", "*").unsigned("amz-sdk-invocation-id", "id-1").body("v");
