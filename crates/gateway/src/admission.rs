@@ -3,11 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::chunked::SIGNED_CHUNK_BYTES_MAX;
 use crate::error::{Code, S3Error, S3Result};
 use http::{HeaderValue, header};
 
 /// What one body may hold in memory while it streams: buffers of the socket and of open stripes.
 pub const BODY_RESERVE_BYTES_MAX: u64 = 12 << 20;
+/// Budget of a gateway whose operator sets none.
+pub const BODY_BYTES_IN_FLIGHT: u64 = 1 << 30;
+/// Least budget that admits a body of any kind: one with the largest signed chunks is held up to a whole chunk.
+pub const BODY_BYTES_IN_FLIGHT_MIN: u64 = 32 << 20;
+
+const _: () = assert!(BODY_BYTES_IN_FLIGHT_MIN >= BODY_RESERVE_BYTES_MAX + SIGNED_CHUNK_BYTES_MAX);
 
 /// The budget of one gateway.
 #[derive(Clone)]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, BODY_BYTES_IN_FLIGHT};
 use crate::dates::Seconds;
 use crate::error::{Code, S3Error, S3Result};
 use crate::guard::Watch;
@@ -56,7 +56,8 @@ pub struct GatewayConfig {
     pub connections_max: usize,
     /// Connections at a time from one address.
     pub connections_per_source_max: usize,
-    /// Failed signatures of one access key from one address that are answered at once; one more each second.
+    /// Failed signatures of one access key from one address that are answered at once; one more each second. Keys that
+    /// do not exist count as one.
     pub failures_free: u32,
     /// From here on a request is logged as slow, with its stages.
     pub slow_after: Duration,
@@ -73,7 +74,7 @@ impl GatewayConfig {
             region: "us-east-1".into(),
             region_is_strict: false,
             base_domains: Vec::new(),
-            in_flight_bytes_max: 768 << 20,
+            in_flight_bytes_max: BODY_BYTES_IN_FLIGHT,
             connections_max: 10_000,
             connections_per_source_max: 1_000,
             failures_free: 20,
@@ -216,7 +217,11 @@ impl<S: Store> Gateway<S> {
             _ => "auth",
         });
         if matches!(error.code(), Code::SignatureDoesNotMatch | Code::InvalidAccessKeyId) {
-            let access_key = error.element_text("AWSAccessKeyId").unwrap_or_default();
+            // An id that nobody has may be a new one each time: such count together.
+            let access_key = match error.code() {
+                Code::InvalidAccessKeyId => "",
+                _ => error.element_text("AWSAccessKeyId").unwrap_or_default(),
+            };
             let delay = inner.throttle.failed(Instant::now(), source, access_key);
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;

@@ -35,7 +35,7 @@ mod throttle;
 mod token;
 mod xml;
 
-pub use admission::BODY_RESERVE_BYTES_MAX;
+pub use admission::{BODY_BYTES_IN_FLIGHT, BODY_BYTES_IN_FLIGHT_MIN, BODY_RESERVE_BYTES_MAX};
 pub use error::{Code, S3Error};
 pub use gateway::{COMMIT_WAIT_MAX, DRAIN_BYTES_MAX, Gateway, GatewayConfig};
 pub use metrics::Metrics;

@@ -1,6 +1,6 @@
 //! Slows down who fails to prove who they are: guessing must not be cheap, and must not lock out the owner.
 //!
-//! A token bucket for each pair of access key and source address. A failure takes a token; once there
+//! A token bucket for each pair of access key and source address; made-up keys of a source share one. A failure takes a token; once there
 //! is none, the refusal comes late. Whoever signs right is never delayed, also with the same key.
 
 use std::collections::HashMap;

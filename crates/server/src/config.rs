@@ -162,7 +162,8 @@ pub struct GatewaySection {
     pub tls_certificate: Option<PathBuf>,
     /// Private key for HTTPS, PEM.
     pub tls_private_key: Option<PathBuf>,
-    /// Body bytes in flight, all requests together, each counted with at most 12 MiB; beyond it `SlowDown`.
+    /// Body bytes in flight, all requests together, each counted with at most 12 MiB; beyond it `SlowDown`. At least
+    /// 32 MiB.
     pub body_bytes_max: u64,
     /// How long deleted data is kept before it is destroyed, in seconds.
     pub deferred_delete_seconds: u64,
@@ -176,7 +177,7 @@ impl Default for GatewaySection {
             base_domains: Vec::new(),
             tls_certificate: None,
             tls_private_key: None,
-            body_bytes_max: 1 << 30,
+            body_bytes_max: plinth_gateway::BODY_BYTES_IN_FLIGHT,
             deferred_delete_seconds: 60,
         }
     }
@@ -321,6 +322,9 @@ impl Config {
         }
         if self.has_role(RoleName::Gateway) && self.security.wrapping_key.is_none() {
             return fail("role gateway needs security.wrapping_key");
+        }
+        if self.gateway.body_bytes_max < plinth_gateway::BODY_BYTES_IN_FLIGHT_MIN {
+            return fail("gateway.body_bytes_max must be at least 32 MiB: one body of any kind has to fit");
         }
         if self.gateway.tls_certificate.is_some() != self.gateway.tls_private_key.is_some() {
             return fail("gateway.tls_certificate and gateway.tls_private_key go together");
@@ -587,7 +591,8 @@ mod tests {
                 "listen = \"127.0.0.1:7000\"",
                 "observability.listen: 127.0.0.1:7000 is taken",
             ),
-            ("level = \"info\"", "level = \"a=b=c\"", "log.level"),
+            ("level = \"info\"", "level = \"inof\"", "log.level: \"inof\""),
+            ("body_bytes_max = 1073741824", "body_bytes_max = 33554431", "gateway.body_bytes_max"),
             ("\"storage\"", "\"stroage\"", "plinth.toml:3: unknown variant `stroage`"),
             ("name = \"s1\"\n", "", "node.name is missing"),
             ("incarnation = 1", "incarnation = \"x\"", "wants an integer, not a string"),

@@ -322,3 +322,20 @@ async fn many_failures_of_a_key_are_answered_late_and_its_owner_is_not() {
     server.send(request("HEAD", "/bucket")).await.expect_status(200);
     assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
 }
+
+#[tokio::test]
+async fn made_up_keys_of_a_source_count_as_one() {
+    let server = Server::start_with(GatewayConfig::new(keys())).await;
+    let mut slowest = Duration::ZERO;
+    for number in 0..40 {
+        if slowest >= Duration::from_secs(1) {
+            break;
+        }
+        let mut unknown = request("GET", "/bucket/k");
+        unknown.access_key = format!("PLNOBODY{number:012}");
+        let started = Instant::now();
+        server.send(unknown).await.expect_error(403, "InvalidAccessKeyId");
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest >= Duration::from_secs(1), "{slowest:?}");
+}
