@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 /// How often a storage node reports its disks to the system group.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// How long one report or registration may take.
+/// How long one report of all disks may take.
 const REPORT_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a disk may still be held by the process that served it last.
 const LOCK_TIME_MAX: Duration = Duration::from_secs(10);
@@ -75,6 +75,8 @@ struct DiskFile {
 pub struct Memory {
     file: PathBuf,
     disks: Mutex<Vec<KnownDisk>>,
+    /// Held while a disk is added: two orders for one folder must not format it at once.
+    adding: tokio::sync::Mutex<()>,
 }
 
 impl Memory {
@@ -82,7 +84,7 @@ impl Memory {
     pub fn load(data: &Path) -> Result<Memory, Trouble> {
         let file = data.join(FILE);
         if !files::exists(&file) {
-            return Ok(Memory { file, disks: Mutex::default() });
+            return Ok(Memory { file, disks: Mutex::default(), adding: Default::default() });
         }
         let text = files::read_text(&file).map_err(|error| init::file_trouble(&file, error))?;
         let wrong = |what: String| Trouble::new(Exit::Failed, "E2016", format!("{}: {what}", file.display()));
@@ -93,7 +95,7 @@ impl Memory {
         if let Some(bad) = content.disk.iter().find(|disk| disk.identity().is_none()) {
             return Err(wrong(format!("\"{}\" is no disk id", bad.id)));
         }
-        Ok(Memory { file, disks: Mutex::new(content.disk) })
+        Ok(Memory { file, disks: Mutex::new(content.disk), adding: Default::default() })
     }
 
     fn at(&self, path: &Path) -> Option<KnownDisk> {
@@ -105,17 +107,21 @@ impl Memory {
         self.lock().iter().filter(|disk| disk.added).map(|disk| disk.path.clone()).collect()
     }
 
-    /// Writes down what stands at a folder now.
+    /// Writes down what stands at a folder now. Waits for the file: for blocking threads.
     fn remember(&self, disk: KnownDisk) -> Result<(), Trouble> {
         let mut disks = self.lock();
-        match disks.iter_mut().find(|known| known.path == disk.path) {
+        let mut changed = disks.clone();
+        match changed.iter_mut().find(|known| known.path == disk.path) {
             Some(known) if *known == disk => return Ok(()),
             Some(known) => *known = disk,
-            None => disks.push(disk),
+            None => changed.push(disk),
         }
-        let content = DiskFile { version: FILE_VERSION, disk: disks.clone() };
+        let content = DiskFile { version: FILE_VERSION, disk: changed };
         let text = toml::to_string_pretty(&content).expect("the file's types all have a TOML form");
-        files::write_secret(&self.file, text.as_bytes()).map_err(|error| init::file_trouble(&self.file, error))
+        files::write_secret(&self.file, text.as_bytes()).map_err(|error| init::file_trouble(&self.file, error))?;
+        // Only now: what is not in the file must be written by the next try.
+        *disks = content.disk;
+        Ok(())
     }
 
     /// Writes down every disk in service.
@@ -147,9 +153,13 @@ fn known_disk(path: PathBuf, stat: &DiskStat, added: bool) -> KnownDisk {
 /// Prepares the disks of the configuration and those that were added by command. A disk that is not where
 /// it was is left out, loudly; fails where none is left.
 pub fn prepare(config: &Config, identity: &Identity, memory: &Memory) -> Result<Vec<DiskConfig>, Trouble> {
-    let mut paths = config.storage.disks.clone();
-    paths.extend(memory.added());
-    paths.dedup();
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for path in config.storage.disks.iter().cloned().chain(memory.added()) {
+        // A disk that was added by command may stand in the configuration by now.
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
     let (mut disks, mut last) = (Vec::new(), None);
     for path in paths {
         match prepare_known(config, identity, memory, path) {
@@ -208,8 +218,9 @@ fn prepare_new(config: &Config, identity: &Identity, path: PathBuf) -> Result<Di
 }
 
 /// Opens the disks of a storage node and writes down which they are.
-pub async fn open(config: &Config, identity: &Identity, memory: &Memory) -> Result<StorageNode, Trouble> {
-    let disks = prepare(config, identity, memory)?;
+pub async fn open(config: &Config, identity: &Identity, memory: &Arc<Memory>) -> Result<StorageNode, Trouble> {
+    let preparing = (config.clone(), identity.clone(), memory.clone());
+    let disks = blocking(move || prepare(&preparing.0, &preparing.1, &preparing.2)).await?;
     let deadline = Instant::now() + LOCK_TIME_MAX;
     let storage = loop {
         match StorageNode::open(StorageConfig::new(identity.cluster, disks.clone())).await {
@@ -220,8 +231,14 @@ pub async fn open(config: &Config, identity: &Identity, memory: &Memory) -> Resu
     for disk in disks {
         open_late(&storage, disk, deadline).await;
     }
-    memory.remember_all(&storage)?;
+    let (memory, opened) = (memory.clone(), storage.clone());
+    blocking(move || memory.remember_all(&opened)).await?;
     Ok(storage)
+}
+
+/// Does what formats, writes and syncs where nothing else waits for it: a disk's first segment takes seconds.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("work on disks never panics, and the runtime outlives it")
 }
 
 /// Opens a disk that the last process still held: a killed process's ring ends a moment after the process.
@@ -236,8 +253,8 @@ async fn open_late(storage: &StorageNode, disk: DiskConfig, deadline: Instant) {
     }
 }
 
-/// Orders a report of all disks now; answered once the system group has taken it.
-pub type ReportOrder = oneshot::Sender<()>;
+/// Orders a report of all disks now; answered with all that the system group has taken so far.
+pub type ReportOrder = oneshot::Sender<BTreeSet<DiskId>>;
 
 /// Makes the way on which reports are ordered.
 pub fn report_orders() -> (mpsc::Sender<ReportOrder>, mpsc::Receiver<ReportOrder>) {
@@ -268,10 +285,16 @@ impl ProcessControl for OwnControl {
             };
             let path = PathBuf::from(path);
             let disk = add(&storage, &memory, &config, &identity, &path).await?;
-            let (done, reported) = oneshot::channel();
-            let told = reports.try_send(done).is_ok()
-                && tokio::time::timeout(REPORT_TIME_MAX, reported).await.is_ok_and(|report| report.is_ok());
-            let registered = if told { "registered" } else { "not registered yet: the cluster did not answer" };
+            let (order, reported) = oneshot::channel();
+            let report = match reports.try_send(order) {
+                Ok(()) => tokio::time::timeout(REPORT_TIME_MAX, reported).await.ok().and_then(Result::ok),
+                Err(_) => None,
+            };
+            let registered = match report {
+                Some(taken) if taken.contains(&disk) => "registered",
+                Some(_) => "not registered yet: the node's log says why",
+                None => "not registered yet: the cluster did not answer",
+            };
             Ok(AdminReply::Done(format!(
                 "{} is disk {disk}, {registered}; the node opens it at every start. To use it: plinth layout apply",
                 path.display()
@@ -282,7 +305,7 @@ impl ProcessControl for OwnControl {
 
 async fn add(
     storage: &StorageNode,
-    memory: &Memory,
+    memory: &Arc<Memory>,
     config: &Config,
     identity: &Identity,
     path: &Path,
@@ -291,17 +314,38 @@ async fn add(
     if !path.is_absolute() {
         return Err(invalid(format!("{}: name the folder from the root of the node's file system", path.display())));
     }
-    if storage.metrics().iter().any(|disk| disk.path == path) {
-        return Err(Failure::new(FailureKind::Conflict, format!("{} is in service already", path.display())));
-    }
-    files::make_folder(path).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
-    let disk = prepare_new(config, identity, path.to_path_buf()).map_err(|trouble| invalid(trouble.text))?;
-    let opened = storage.add_disk(disk).await.map_err(|error| invalid(error.to_string()))?;
+    let _alone = memory.adding.lock().await;
     let added = !config.storage.disks.iter().any(|known| known == path);
-    let known =
-        KnownDisk { path: path.to_path_buf(), id: opened.disk.to_string(), incarnation: opened.incarnation.0, added };
-    memory.remember(known).map_err(|trouble| Failure::new(FailureKind::Internal, trouble.text))?;
-    Ok(opened.disk)
+    let known = match at(storage, path) {
+        // In service, but not in the file: writing it failed when the disk was added, and is made up for now.
+        Some(stat) if memory.at(path).is_none_or(|known| known.id != stat.disk.to_string()) => {
+            known_disk(path.to_path_buf(), &stat, added)
+        }
+        Some(_) => {
+            return Err(Failure::new(FailureKind::Conflict, format!("{} is in service already", path.display())));
+        }
+        None => {
+            let (config, identity, path) = (config.clone(), identity.clone(), path.to_path_buf());
+            let disk = blocking(move || {
+                files::make_folder(&path).map_err(|error| init::file_trouble(&path, error))?;
+                prepare_new(&config, &identity, path)
+            });
+            let disk = disk.await.map_err(|trouble| invalid(trouble.text))?;
+            let path = disk.path.clone();
+            let opened = storage.add_disk(disk).await.map_err(|error| invalid(error.to_string()))?;
+            KnownDisk { path, id: opened.disk.to_string(), incarnation: opened.incarnation.0, added }
+        }
+    };
+    let (memory, (disk, _)) = (memory.clone(), known.identity().expect("made from a disk's own id"));
+    let remembered = blocking(move || memory.remember(known)).await;
+    remembered.map_err(|trouble| Failure::new(FailureKind::Internal, trouble.text))?;
+    Ok(disk)
+}
+
+/// Returns the disk in service at a folder.
+fn at(storage: &StorageNode, path: &Path) -> Option<DiskStat> {
+    let open = storage.metrics().into_iter().find(|disk| disk.path == path)?;
+    storage.disks().into_iter().find(|stat| stat.disk == open.disk)
 }
 
 /// What a storage node tells the system group, again and again.
@@ -326,7 +370,7 @@ impl Reporter {
         loop {
             match self.report(&mut reported).await {
                 // An operator that no longer waits is not told.
-                Ok(()) => drop(order.take().map(|order| order.send(()))),
+                Ok(()) => drop(order.take().map(|order| order.send(reported.clone()))),
                 Err(failure) => tracing::warn!(%failure, "disk report failed"),
             }
             order = tokio::select! {
@@ -337,6 +381,8 @@ impl Reporter {
         }
     }
 
+    /// Tells the system group of each disk; one that is refused, a copy or an old image say, silences no other. Fails
+    /// where the cluster can't be asked at all.
     async fn report(&self, reported: &mut BTreeSet<DiskId>) -> Result<(), Failure> {
         let deadline = Instant::now() + REPORT_TIME_MAX;
         let mut map = match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline).await? {
@@ -353,14 +399,18 @@ impl Reporter {
                 // The next disk's name is chosen against this one's.
                 map.disks.push(record.clone());
             }
-            self.send(command).await?;
-            reported.insert(stat.disk);
+            match self.send(command, deadline).await {
+                Ok(()) => drop(reported.insert(stat.disk)),
+                Err(failure) => tracing::warn!(disk = %stat.disk, %failure, "disk report refused"),
+            }
         }
         for disk in self.memory.missing(&self.storage) {
             if map.disk(disk).is_some_and(|record| record.node == self.node && record.state == State::Up) {
                 tracing::error!(%disk, "disk is missing");
                 let down = SetDiskState { disk, state: Some(State::Down), used_bytes: None, quarantined: None };
-                self.send(Command::SetDiskState(down)).await?;
+                if let Err(failure) = self.send(Command::SetDiskState(down), deadline).await {
+                    tracing::warn!(%disk, %failure, "disk report refused");
+                }
             }
         }
         Ok(())
@@ -399,8 +449,7 @@ impl Reporter {
         Some(Command::SetDiskState(SetDiskState { disk: stat.disk, state, used_bytes, quarantined }))
     }
 
-    async fn send(&self, command: Command) -> Result<(), Failure> {
-        let deadline = Instant::now() + REPORT_TIME_MAX;
+    async fn send(&self, command: Command, deadline: Instant) -> Result<(), Failure> {
         match self.client.mutate(GROUP_SYSTEM, command, None, deadline).await? {
             Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
             _ => Ok(()),
@@ -418,6 +467,7 @@ fn free_name(map: &ClusterMap, base: &str, number: usize) -> String {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
+    use crate::service;
 
     fn config(folder: &Path) -> Config {
         let file = folder.join("plinth.toml");
@@ -434,6 +484,10 @@ mod tests {
         Identity { cluster, node: NodeId(1), roles, incarnation: Incarnation(1) }
     }
 
+    fn load(config: &Config) -> Arc<Memory> {
+        Arc::new(Memory::load(&config.node.data).unwrap())
+    }
+
     #[tokio::test]
     async fn an_empty_folder_that_held_a_disk_is_not_formatted() {
         let folder = tempfile::tempdir().unwrap();
@@ -441,7 +495,7 @@ mod tests {
         let (first, second) = (config.storage.disks[0].clone(), folder.path().join("extra"));
         files::make_folder(&config.node.data).unwrap();
         files::make_folder(&first).unwrap();
-        let memory = Memory::load(&config.node.data).unwrap();
+        let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         let added = add(&storage, &memory, &config, &identity, &second).await.unwrap();
         storage.shutdown().await;
@@ -449,7 +503,7 @@ mod tests {
         // As after a reboot without this mount.
         files::remove_tree(&first).unwrap();
         files::make_folder(&first).unwrap();
-        let memory = Memory::load(&config.node.data).unwrap();
+        let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         assert_eq!(storage.disks().iter().map(|stat| stat.disk).collect::<Vec<_>>(), [added], "the added one is back");
         assert!(files::list(&first).unwrap().is_empty(), "nothing was written where a disk was");
@@ -460,7 +514,7 @@ mod tests {
         assert_eq!(storage.disks().len(), 2);
         assert_eq!(memory.missing(&storage), []);
         storage.shutdown().await;
-        let memory = Memory::load(&config.node.data).unwrap();
+        let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         assert_eq!(storage.disks().len(), 2);
         storage.shutdown().await;
@@ -475,13 +529,13 @@ mod tests {
         for path in [&config.node.data, &one, &two] {
             files::make_folder(path).unwrap();
         }
-        let memory = Memory::load(&config.node.data).unwrap();
+        let memory = load(&config);
         open(&config, &identity, &memory).await.unwrap().shutdown().await;
         let before = (memory.at(&one).unwrap().id, memory.at(&two).unwrap().id);
         for (from, to) in [(&one, &aside), (&two, &one), (&aside, &two)] {
             std::fs::rename(from, to).unwrap();
         }
-        let memory = Memory::load(&config.node.data).unwrap();
+        let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         assert_eq!((storage.disks().len(), memory.missing(&storage)), (2, vec![]));
         assert_eq!((memory.at(&two).unwrap().id, memory.at(&one).unwrap().id), before);
@@ -497,7 +551,7 @@ mod tests {
         for path in [&config.node.data, &one, &two] {
             files::make_folder(path).unwrap();
         }
-        let memory = Memory::load(&config.node.data).unwrap();
+        let memory = load(&config);
         open(&config, &identity, &memory).await.unwrap().shutdown().await;
         // First one disk is held, then both.
         for held in [vec![two.clone()], vec![one.clone(), two.clone()]] {
@@ -520,12 +574,107 @@ mod tests {
         let (config, identity) = (config(folder.path()), identity());
         files::make_folder(&config.node.data).unwrap();
         files::make_folder(&config.storage.disks[0]).unwrap();
-        let memory = Memory::load(&config.node.data).unwrap();
+        let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         let again = add(&storage, &memory, &config, &identity, &config.storage.disks[0]).await.unwrap_err();
         assert_eq!(again.kind, FailureKind::Conflict);
         let relative = add(&storage, &memory, &config, &identity, Path::new("d9")).await.unwrap_err();
         assert_eq!(relative.kind, FailureKind::Invalid);
+        storage.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_could_not_be_written_down_is_by_the_next_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, identity) = (config(folder.path()), identity());
+        let extra = folder.path().join("extra");
+        files::make_folder(&config.node.data).unwrap();
+        files::make_folder(&config.storage.disks[0]).unwrap();
+        let memory = load(&config);
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        // As a full file system: the draft can't be made.
+        let draft = config.node.data.join(FILE).with_extension("draft");
+        files::make_folder(&draft).unwrap();
+        let failed = add(&storage, &memory, &config, &identity, &extra).await.unwrap_err();
+        assert_eq!(failed.kind, FailureKind::Internal);
+        files::remove_tree(&draft).unwrap();
+        let added = add(&storage, &memory, &config, &identity, &extra).await.unwrap();
+        let again = add(&storage, &memory, &config, &identity, &extra).await.unwrap_err();
+        assert_eq!(again.kind, FailureKind::Conflict);
+        storage.shutdown().await;
+        let memory = load(&config);
+        assert_eq!(memory.added(), [extra]);
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        assert!(storage.disks().iter().any(|stat| stat.disk == added));
+        storage.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_added_and_is_configured_later_is_opened_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut config, identity) = (config(folder.path()), identity());
+        let [extra, other] = ["extra", "other"].map(|name| folder.path().join(name));
+        for path in [&config.node.data, &config.storage.disks[0], &extra, &other] {
+            files::make_folder(path).unwrap();
+        }
+        let memory = load(&config);
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        add(&storage, &memory, &config, &identity, &extra).await.unwrap();
+        storage.shutdown().await;
+        config.storage.disks.extend([extra.clone(), other]);
+        let disks = prepare(&config, &identity, &load(&config)).unwrap();
+        assert_eq!(disks.into_iter().map(|disk| disk.path).collect::<Vec<_>>(), config.storage.disks);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_the_cluster_refuses_silences_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut config, identity) = (config(folder.path()), identity());
+        let [one, two, gone] = ["one", "two", "gone"].map(|name| folder.path().join(name));
+        config.storage.disks = vec![one.clone(), two.clone(), gone.clone()];
+        for path in [&config.node.data, &one, &two, &gone] {
+            files::make_folder(path).unwrap();
+        }
+        open(&config, &identity, &load(&config)).await.unwrap().shutdown().await;
+        files::remove_tree(&gone).unwrap();
+        files::make_folder(&gone).unwrap();
+        let memory = load(&config);
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        let missing = memory.missing(&storage)[0];
+        let known = DiskRecord {
+            disk: missing,
+            node: service::fake::ASKER,
+            incarnation: Incarnation(1),
+            state: State::Up,
+            name: "s1/d9".into(),
+            size_bytes: 1 << 30,
+            used_bytes: None,
+            quarantined: None,
+        };
+        // Whichever comes first is another node's, as a copy would be.
+        let stats = storage.disks();
+        let (copy, sound) = (stats[0].disk, stats[1].disk);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let taken = heard.clone();
+        let client = service::fake::client(vec![known], move |command| {
+            let told = match command {
+                Command::RegisterDisk(record) if record.disk == copy => {
+                    return Err(Failure::new(FailureKind::Denied, "another node's"));
+                }
+                Command::RegisterDisk(record) => (record.disk, record.state),
+                Command::SetDiskState(set) => (set.disk, set.state.unwrap()),
+                other => panic!("{other:?}"),
+            };
+            taken.lock().unwrap().push(told);
+            Ok(Outcome::Done)
+        });
+        let client = client.await;
+        let node = service::fake::ASKER;
+        let reporter = Reporter { client, storage: storage.clone(), memory, node, name: "s1".into() };
+        let mut reported = BTreeSet::new();
+        reporter.report(&mut reported).await.unwrap();
+        assert_eq!(*heard.lock().unwrap(), [(sound, State::Up), (missing, State::Down)]);
+        assert_eq!(reported, BTreeSet::from([sound]), "the refused one is told again");
         storage.shutdown().await;
     }
 }

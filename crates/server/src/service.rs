@@ -1,5 +1,8 @@
 //! What a node answers: each method goes to the part that owns it.
 
+#[cfg(test)]
+pub mod fake;
+
 use crate::join::JoinDesk;
 use bytes::Bytes;
 use plinth_meta::MetaNode;

@@ -47,9 +47,13 @@ impl Voters {
         loop {
             let lines = lines_of(&client.map());
             if !lines.is_empty() && lines != written {
-                match files::write_public(&self.file, (lines.join("\n") + "\n").as_bytes()) {
-                    Ok(()) => written = lines,
-                    Err(error) => tracing::warn!(%error, "the list of voters could not be kept"),
+                let (file, text) = (self.file.clone(), lines.join("\n") + "\n");
+                let writing = tokio::task::spawn_blocking(move || files::write_public(&file, text.as_bytes()));
+                match writing.await {
+                    Ok(Ok(())) => written = lines,
+                    Ok(Err(error)) => tracing::warn!(%error, "the list of voters could not be kept"),
+                    // The runtime ends.
+                    Err(_) => return,
                 }
             }
             tokio::select! {
