@@ -31,8 +31,13 @@ use zeroize::Zeroizing;
 /// How long a node waits for its admission.
 const ADMISSION_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Admissions that a node works on at once; more are answered `Busy`.
+/// Pause before a busy desk is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Admissions that a node works on at once; more wait for their turn.
 const ADMISSIONS_MAX: usize = 4;
+/// Visitors of the desk at once, those that wait for their refusal among them; more are answered `Busy`.
+const VISITORS_MAX: usize = 64;
 /// How late a refused admission is answered: strangers ask, and each question costs a commit.
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
@@ -44,24 +49,27 @@ pub struct JoinDesk {
     pub client: Client,
     /// Handed to joining gateways and metadata nodes.
     pub wrapping_key: Option<Zeroizing<Vec<u8>>>,
-    /// Bounds what strangers can make the cluster do.
+    /// Bounds what strangers can make the cluster do at once.
     places: Semaphore,
+    /// Bounds what they can make it do in a second.
+    visitors: Semaphore,
 }
 
 impl JoinDesk {
     /// Opens the desk.
     pub fn new(authority: Authority, client: Client, wrapping_key: Option<Zeroizing<Vec<u8>>>) -> Self {
-        JoinDesk { authority, client, wrapping_key, places: Semaphore::new(ADMISSIONS_MAX) }
+        let (places, visitors) = (Semaphore::new(ADMISSIONS_MAX), Semaphore::new(VISITORS_MAX));
+        JoinDesk { authority, client, wrapping_key, places, visitors }
     }
 
-    /// Checks the token, registers the node, signs its certificate. A refusal comes late, and holds its place
-    /// meanwhile: guessing is slow whatever the number of connections.
+    /// Checks the token, registers the node, signs its certificate. A refusal comes late, and its visitor is counted
+    /// meanwhile: guessing is slow whatever the number of connections, and keeps no node from its turn.
     pub async fn admit(&self, header: &[u8], deadline: Instant) -> Result<JoinReply, Failure> {
-        let _place = self
-            .places
-            .try_acquire()
-            .map_err(|_| Failure::new(FailureKind::Busy, "other nodes are being admitted; try again"))?;
+        let busy = || Failure::new(FailureKind::Busy, "other nodes are being admitted; try again");
+        let _visitor = self.visitors.try_acquire().map_err(|_| busy())?;
+        let place = tokio::time::timeout_at(deadline, self.places.acquire()).await.map_err(|_| busy())?;
         let admitted = self.decide(header, deadline).await;
+        drop(place);
         if admitted.is_err() {
             tokio::time::sleep(REFUSAL_DELAY).await;
         }
@@ -211,9 +219,7 @@ pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
         address: args.listen.to_string(),
         domain: args.domain.clone(),
     };
-    let call =
-        Call { method: Method::Join, header: request.to_bytes(), payload: Vec::new(), deadline: ADMISSION_TIME_MAX };
-    let reply = call_joining(&args.meta.to_string(), Fingerprint(token.ca_fingerprint), None, call).await?;
+    let reply = ask(args.meta, Fingerprint(token.ca_fingerprint), request.to_bytes()).await?;
     let admitted = JoinReply::decode(&reply.header)
         .map_err(|error| Trouble::new(Exit::Unsupported, "E1010", error.to_string()))?;
     let file = write_node(&args, &folder, &key, &admitted)?;
@@ -227,6 +233,21 @@ pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
     let value =
         json!({"cluster": admitted.map.name, "node": admitted.node.name, "id": admitted.node.node.0, "config": file});
     Ok(Report::done("Joined", value, text))
+}
+
+/// Asks for admission; again where the desk is busy, which has used up nothing.
+async fn ask(meta: SocketAddr, authority: Fingerprint, header: Bytes) -> Result<plinth_transport::Reply, Failure> {
+    let end = Instant::now() + ADMISSION_TIME_MAX;
+    loop {
+        let deadline = end.saturating_duration_since(Instant::now());
+        let call = Call { method: Method::Join, header: header.clone(), payload: Vec::new(), deadline };
+        match call_joining(&meta.to_string(), authority, None, call).await {
+            Err(failure) if failure.kind == FailureKind::Busy && Instant::now() + BUSY_PAUSE < end => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            answered => return answered,
+        }
+    }
 }
 
 fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinReply) -> Result<PathBuf, Trouble> {
@@ -283,4 +304,54 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
     let text =
         toml::to_string_pretty(&config).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
     public("plinth.toml", text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn request() -> JoinRequest {
+        JoinRequest {
+            token: JoinToken::new([7; 32]).text(),
+            csr: NodeKey::generate().unwrap().request_pem().unwrap(),
+            name: "s9".into(),
+            roles: vec![Role::Storage],
+            address: "127.0.0.1:7009".into(),
+            domain: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_visitors_wait_without_keeping_a_node_from_its_turn() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        let client = crate::service::fake::client(Vec::new(), move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let refusal = Refusal { kind: RefusalKind::InvalidToken, text: "unknown".into() };
+            Ok(Outcome::Refused(refusal))
+        });
+        let authority = Authority::create(ClusterId(7), crate::node::wall_clock()).unwrap();
+        let desk = Arc::new(JoinDesk::new(authority, client.await, None));
+        let header = request().to_bytes();
+        let visits: Vec<_> = (0..VISITORS_MAX + 3)
+            .map(|_| {
+                let (desk, header) = (desk.clone(), header.clone());
+                tokio::spawn(async move {
+                    let started = Instant::now();
+                    let failure = desk.admit(&header, started + ADMISSION_TIME_MAX).await.unwrap_err();
+                    (failure.kind, started.elapsed())
+                })
+            })
+            .collect();
+        let mut kinds = Vec::new();
+        for visit in visits {
+            let (kind, waited) = visit.await.unwrap();
+            assert_eq!(waited >= REFUSAL_DELAY, kind == FailureKind::Denied, "{kind:?} after {waited:?}");
+            kinds.push(kind);
+        }
+        assert_eq!(kinds.iter().filter(|kind| **kind == FailureKind::Busy).count(), 3);
+        assert_eq!(asked.load(Ordering::Relaxed), VISITORS_MAX, "whoever got in got a decision");
+    }
 }
