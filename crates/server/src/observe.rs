@@ -1,7 +1,8 @@
 //! The observability socket: `/metrics`, `/health/live`, `/health/ready`.
 //!
-//! A socket of its own, without login; answers name nothing but states. Metrics come from
-//! snapshots of each part's counters, taken when a scrape arrives.
+//! A socket of its own, without login, for a trusted network: health names states and reasons, metrics name nodes,
+//! peers and buckets, neither names a key or a secret. Metrics come from snapshots of each part's counters, taken when
+//! a scrape arrives.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -24,6 +25,9 @@ const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a connection may last, answer included: a reader that takes nothing is left.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Pause after the listener failed, typically for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a node says of itself when asked whether it is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,7 +56,14 @@ pub async fn serve(listener: TcpListener, node: Arc<dyn Observed>, mut stop: wat
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let node = node.clone();
         tokio::spawn(async move {
