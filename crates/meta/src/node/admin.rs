@@ -56,6 +56,7 @@ fn all_groups(map: &ClusterMap) -> Vec<GroupId> {
 
 /// Makes a registered node a voter of every group: a learner first, a voter once it has caught up.
 async fn add_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failure> {
+    let _alone = inner.voters.lock().await;
     let map = map(inner).await?;
     let record = meta_node(&map, node)?;
     for group in all_groups(&map) {
@@ -65,13 +66,14 @@ async fn add_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failure> 
     }
     for group in all_groups(&map) {
         change(inner, &map, group, Change::Promote(node), STEP_MAX).await?;
-        set_voters(inner, &map, group, |voters| voters.push(node)).await?;
+        set_voters(inner, group, |voters| voters.push(node)).await?;
     }
     Ok(format!("{node} votes in {} groups", all_groups(&map).len()))
 }
 
 /// Removes a voter from every group. Refuses where the rest could not decide anything.
 async fn remove_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failure> {
+    let _alone = inner.voters.lock().await;
     let map = map(inner).await?;
     let groups = all_groups(&map);
     for group in &groups {
@@ -86,7 +88,7 @@ async fn remove_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failur
             wait_for_other_leader(inner, &map, *group, node).await?;
         }
         // The map first: a client must not be sent to a node that is gone.
-        set_voters(inner, &map, *group, |voters| voters.retain(|voter| *voter != node)).await?;
+        set_voters(inner, *group, |voters| voters.retain(|voter| *voter != node)).await?;
         change(inner, &map, *group, Change::Remove(node), STEP_MAX).await?;
     }
     Ok(format!("{node} votes in no group any more"))
@@ -129,18 +131,15 @@ fn voters_of(map: &ClusterMap, group: GroupId) -> Vec<NodeId> {
     }
 }
 
-/// Writes a group's voters into the map.
-async fn set_voters(
-    inner: &Arc<Inner>,
-    planned: &ClusterMap,
-    group: GroupId,
-    edit: impl FnOnce(&mut Vec<NodeId>),
-) -> Result<(), Failure> {
-    let mut voters = voters_of(planned, group);
+/// Writes a group's voters into the map as it stands now: since the change began it may have had another leader, and
+/// another order.
+async fn set_voters(inner: &Arc<Inner>, group: GroupId, edit: impl FnOnce(&mut Vec<NodeId>)) -> Result<(), Failure> {
+    let map = map(inner).await?;
+    let mut voters = voters_of(&map, group);
     edit(&mut voters);
     voters.sort();
     voters.dedup();
-    let start = planned.shards.iter().find(|shard| shard.group == group).map(|shard| shard.start.clone());
+    let start = map.shards.iter().find(|shard| shard.group == group).map(|shard| shard.start.clone());
     let start = start.unwrap_or(ShardStart { bucket: BucketId(0), key: String::new() });
     let shard = ShardRecord { group, start, voters };
     match inner.command(GROUP_SYSTEM, Command::SetVoters(SetVoters { shard }), STEP_MAX).await? {

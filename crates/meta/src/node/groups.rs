@@ -44,6 +44,7 @@ pub(super) async fn open_node(config: MetaConfig, link: Arc<dyn Link>) -> Result
         groups: RwLock::default(),
         duties: Mutex::default(),
         requests: AtomicU64::new(0),
+        voters: tokio::sync::Mutex::default(),
     });
     if let Some(found) = inner.config.found.as_ref().map(|found| found.map.clone()) {
         groups.extend(found_groups(&found, inner.config.node).into_keys());

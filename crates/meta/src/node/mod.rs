@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     groups: RwLock<BTreeMap<GroupId, Arc<OpenGroup>>>,
     duties: Mutex<Vec<JoinHandle<()>>>,
     requests: AtomicU64,
+    /// Held while voters change: of two orders at once each would write the map that it read first.
+    voters: tokio::sync::Mutex<()>,
 }
 
 impl MetaNode {

@@ -331,6 +331,25 @@ async fn voters_are_added_and_removed_under_load() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voters_that_are_added_at_once_are_both_in_the_map() {
+    let cluster = Cluster::started(3).await;
+    // Founded.
+    cluster.map().await;
+    for node in [4, 5] {
+        let registered = cluster.run(GROUP_SYSTEM, cluster.register(NodeId(node))).await;
+        assert!(matches!(&registered, Outcome::Node(record) if record.node == NodeId(node)), "{registered:?}");
+        cluster.start(NodeId(node)).await.unwrap();
+    }
+    let add = |node| cluster.admin(AdminRequest::AddVoter(NodeId(node)));
+    let (four, five) = tokio::join!(add(4), add(5));
+    four.unwrap();
+    five.unwrap();
+    let map = cluster.map().await;
+    assert_eq!(map.voters, (1..=5).map(NodeId).collect::<Vec<_>>());
+    assert_eq!(map.shards[0].voters, map.voters);
+}
+
 /// A client that knows one voter must be able to reach a leader that joined later.
 async fn assert_followers_say_where_the_leader_is(cluster: &Cluster) {
     let failure = until(|| async {
