@@ -61,15 +61,15 @@ record! {
 pub const USED_BYTES_STEPS: u64 = 100;
 
 impl DiskRecord {
-    /// Returns whether newer figures differ so much from these that the map should show them: by a
-    /// hundredth of the disk, or by half of themselves. So they are never far off, and few.
+    /// Returns whether newer figures differ so much from these that the map should show them: used bytes by a
+    /// hundredth of the disk, or by half of themselves, so that they are never far off, and few; damage always.
     pub fn misleads(&self, used_bytes: u64, quarantined: u64) -> bool {
         let is_half_off = |shown: u64, now: u64| shown != now && shown.abs_diff(now) >= shown.max(now).div_ceil(2);
         let used = self.used_bytes.is_none_or(|shown| {
             let step = (self.size_bytes / USED_BYTES_STEPS).max(1);
             shown.abs_diff(used_bytes) >= step || is_half_off(shown, used_bytes)
         });
-        used || is_half_off(self.quarantined.unwrap_or(0), quarantined)
+        used || self.quarantined.unwrap_or(0) != quarantined
     }
 }
 
