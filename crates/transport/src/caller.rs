@@ -133,7 +133,7 @@ impl Connection {
             Ok(permit) => permit.forget(),
             Err(tokio::sync::TryAcquireError::Closed) => return Err(self.closed()),
             Err(tokio::sync::TryAcquireError::NoPermits) => {
-                let _waiting = WaitsForRoom::begin(&self.shared, charge as usize);
+                let _waiting = WaitingBytes::add(&self.shared.waiting_bytes, charge as usize);
                 match tokio::time::timeout_at(deadline, self.shared.room.acquire_many(charge)).await {
                     Ok(Ok(permit)) => permit.forget(),
                     Ok(Err(_)) => return Err(self.closed()),
@@ -186,22 +186,22 @@ impl Drop for Connection {
     }
 }
 
-/// A call that waits for room in the queue.
-struct WaitsForRoom<'a> {
-    shared: &'a Shared,
+/// Counts a call's bytes among those that wait, for room in the queue or for a connection, until it is dropped.
+pub(crate) struct WaitingBytes<'a> {
+    all: &'a AtomicUsize,
     bytes: usize,
 }
 
-impl<'a> WaitsForRoom<'a> {
-    fn begin(shared: &'a Shared, bytes: usize) -> Self {
-        shared.waiting_bytes.fetch_add(bytes, Relaxed);
-        WaitsForRoom { shared, bytes }
+impl<'a> WaitingBytes<'a> {
+    pub(crate) fn add(all: &'a AtomicUsize, bytes: usize) -> Self {
+        all.fetch_add(bytes, Relaxed);
+        WaitingBytes { all, bytes }
     }
 }
 
-impl Drop for WaitsForRoom<'_> {
+impl Drop for WaitingBytes<'_> {
     fn drop(&mut self) {
-        self.shared.waiting_bytes.fetch_sub(self.bytes, Relaxed);
+        self.all.fetch_sub(self.bytes, Relaxed);
     }
 }
 

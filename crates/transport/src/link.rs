@@ -6,7 +6,7 @@
 
 use crate::authority::Fingerprint;
 use crate::call::{BoxFuture, Call, DEADLINE_MAX, Link, Peer, Reply, Service, check_bounds};
-use crate::caller::{Connection, Driver, REQUEST_BYTES, decode_goodbye};
+use crate::caller::{Connection, Driver, REQUEST_BYTES, WaitingBytes, decode_goodbye};
 use crate::channel::Channel;
 use crate::counters::{Counters, PeerCounters, Snapshot};
 use crate::credentials::{Credentials, joining_config, lifetime, name_of, peer_name};
@@ -62,7 +62,7 @@ struct LaneSlot {
     lane: Lane,
     state: Mutex<LaneState>,
     changed: Notify,
-    /// Payload bytes of the calls that wait until the connection is made.
+    /// Bytes of the calls that wait until the connection is made, each with its share beside the payload.
     waiting_bytes: AtomicUsize,
 }
 
@@ -324,10 +324,8 @@ impl LaneSlot {
     }
 
     /// Counts a call among those that wait for the connection, until the guard is dropped.
-    fn wait_with(&self, payload_bytes: usize) -> Waiting<'_> {
-        let bytes = REQUEST_BYTES + payload_bytes;
-        self.waiting_bytes.fetch_add(bytes, Relaxed);
-        Waiting { slot: self, bytes }
+    fn wait_with(&self, payload_bytes: usize) -> WaitingBytes<'_> {
+        WaitingBytes::add(&self.waiting_bytes, REQUEST_BYTES + payload_bytes)
     }
 
     /// Orders the bulk connections: an open one by its queue, one that is still to be made by the calls that
@@ -343,18 +341,6 @@ impl LaneSlot {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LaneState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A call that waits for a connection.
-struct Waiting<'a> {
-    slot: &'a LaneSlot,
-    bytes: usize,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.slot.waiting_bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
