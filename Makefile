@@ -38,7 +38,7 @@ demo: build ## Build, start a whole cluster in one process, prove it, print line
 	@$(PLINTH) demo $(ARGS)
 
 # Always the whole workspace: a part of it could resolve other features and compile RocksDB a second time.
-build: build-packages ## Build everything (the first time RocksDB's C++ takes about 25 minutes on 2 cores)
+build: build-packages ## Build everything (the first time RocksDB's C++ takes about 20 minutes on 2 cores)
 	$(CARGO) build --workspace -j $(JOBS)
 
 test: forget-totals fmt-check lint deny unit clients faults ## All that must pass: format, lints, licences, all tests
@@ -93,7 +93,7 @@ forget-totals:
 
 build-packages:
 	@tests/debian-packages $(BUILD_PACKAGES)
-	@[ -x $(PLINTH) ] || echo "First build: RocksDB's C++ takes about 25 minutes on 2 cores; later builds take seconds."
+	@[ -x $(PLINTH) ] || echo "First build: RocksDB's C++ takes about 20 minutes on 2 cores; later builds take seconds."
 
 $(VENV)/ready: tests/requirements.txt
 	@tests/debian-packages $(TEST_PACKAGES)
