@@ -270,19 +270,35 @@ pub fn check(group: GroupId, mutation: &Mutation) -> Result<(), Failure> {
 
 /// Returns whether a group decides this command: object shards those below 64, the system group others.
 pub(super) fn serves(group: GroupId, command: &Command) -> bool {
-    let of_shard = matches!(
-        command,
+    match command {
         Command::PutObject(_)
-            | Command::DeleteObject(_)
-            | Command::CreateUpload(_)
-            | Command::PutPart(_)
-            | Command::CompleteUpload(_)
-            | Command::AbortUpload(_)
-            | Command::OpenBucket(_)
-            | Command::CloseBucket(_)
-            | Command::FillIn(_)
-            | Command::FinishDeletes(_)
-            | Command::RaiseFence(_)
-    );
-    of_shard == (group != GROUP_SYSTEM)
+        | Command::DeleteObject(_)
+        | Command::CreateUpload(_)
+        | Command::PutPart(_)
+        | Command::CompleteUpload(_)
+        | Command::AbortUpload(_)
+        | Command::OpenBucket(_)
+        | Command::CloseBucket(_)
+        | Command::FillIn(_)
+        | Command::FinishDeletes(_)
+        | Command::RaiseFence(_) => group != GROUP_SYSTEM,
+        Command::CreateBucket(_)
+        | Command::ActivateBucket(_)
+        | Command::BeginDeleteBucket(_)
+        | Command::KeepBucket(_)
+        | Command::RemoveBucket(_)
+        | Command::RegisterWriter(_)
+        | Command::Found(_)
+        | Command::RegisterNode(_)
+        | Command::RegisterDisk(_)
+        | Command::SetNodeState(_)
+        | Command::SetDiskState(_)
+        | Command::ChangePlacement(_)
+        | Command::SetVoters(_)
+        | Command::CreateAccessKey(_)
+        | Command::RevokeAccessKey(_)
+        | Command::CreateJoinToken(_)
+        | Command::ConsumeJoinToken(_)
+        | Command::RecordVoter(_) => group == GROUP_SYSTEM,
+    }
 }

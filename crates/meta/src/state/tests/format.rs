@@ -78,19 +78,23 @@ fn full_owner() -> Owner {
     Owner { bucket: BUCKET, key: "k".into(), upload: Some(UploadId(6)), part: Some(2), ordinal: 1, offset: 500 }
 }
 
-#[test]
-fn shard_rows_are_those_of_the_golden_file() {
-    let object = full_object();
-    let spans = vec![PartSpan { number: 2, size_bytes: 1_000, checksum: Some(Bytes::from_static(&[1])) }];
-    let body = |body| ObjectBody { headers: headers(), body };
-    let part = PartRow {
+fn full_part(object: &ObjectRow) -> PartRow {
+    PartRow {
         size_bytes: 1_000,
         md5: [3; 16],
         modified: object.modified,
         checksum: object.checksum.clone(),
         body: Body::Stripes(vec![full_stripe()]),
         request: RequestId(7),
-    };
+    }
+}
+
+#[test]
+fn shard_rows_are_those_of_the_golden_file() {
+    let object = full_object();
+    let spans = vec![PartSpan { number: 2, size_bytes: 1_000, checksum: Some(Bytes::from_static(&[1])) }];
+    let body = |body| ObjectBody { headers: headers(), body };
+    let part = full_part(&object);
     let upload = UploadRow {
         initiated: object.modified,
         headers: headers(),
@@ -252,14 +256,7 @@ fn object_commands_are_those_of_the_golden_file() {
     let (bucket, key, upload) = (BUCKET, || "k".to_owned(), UploadId(6));
     let expectation = || expect(ExpectationKind::Matches, Some("\"e\""));
     let object = full_object();
-    let part = PartRow {
-        size_bytes: 1_000,
-        md5: [3; 16],
-        modified: object.modified,
-        checksum: object.checksum.clone(),
-        body: Body::Stripes(vec![full_stripe()]),
-        request: RequestId(7),
-    };
+    let part = full_part(&object);
     let put = PutObject {
         checksum: object.checksum.clone(),
         expectation: expectation(),
