@@ -116,6 +116,8 @@ struct Inner {
     elements: Vec<(&'static str, String)>,
     headers: Vec<(HeaderName, HeaderValue)>,
     closes: bool,
+    /// What the cluster said: for the log, never for the client.
+    cause: Option<String>,
 }
 
 /// What an operation answers.
@@ -148,6 +150,7 @@ impl S3Error {
             elements: Vec::new(),
             headers: Vec::new(),
             closes: false,
+            cause: None,
         }))
     }
 
@@ -179,6 +182,22 @@ impl S3Error {
     pub fn closing(mut self) -> Self {
         self.0.closes = true;
         self
+    }
+
+    /// Notes what the cluster said, for [`S3Error::tell`].
+    pub fn because(mut self, cause: impl ToString) -> Self {
+        self.0.cause = Some(cause.to_string());
+        self
+    }
+
+    /// Tells the log what the cluster said, under the id of the request that it kept from success.
+    pub fn tell(&self, request_id: &str) {
+        let Some(cause) = &self.0.cause else { return };
+        if self.0.code == Code::InternalError {
+            tracing::error!(event = "s3_failed", request_id, %cause, "request failed inside the cluster");
+        } else {
+            tracing::warn!(event = "s3_failed", request_id, %cause, "cluster cannot decide now");
+        }
     }
 
     /// Returns the code.
@@ -248,12 +267,10 @@ impl From<Failure> for S3Error {
             FailureKind::Denied => S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry),
             FailureKind::Conflict => S3Error::from(Code::OperationAborted),
             FailureKind::NotFound | FailureKind::Corrupt | FailureKind::Internal | FailureKind::Invalid => {
-                tracing::error!(kind = ?failure.kind, error = %failure.text, "request failed inside the cluster");
-                S3Error::from(Code::InternalError)
+                S3Error::from(Code::InternalError).because(failure)
             }
             FailureKind::Unavailable | FailureKind::Unknown | FailureKind::NotLeader | FailureKind::Fenced => {
-                tracing::warn!(kind = ?failure.kind, error = %failure.text, "cluster cannot decide now");
-                S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry)
+                S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry).because(failure)
             }
         }
     }
@@ -294,8 +311,7 @@ impl From<Refusal> for S3Error {
             | RefusalKind::VoterRefused
             | RefusalKind::AlreadyFounded
             | RefusalKind::Invalid => {
-                tracing::error!(kind = ?refusal.kind, text = %refusal.text, "refusal that no S3 request can cause");
-                Code::InternalError
+                return S3Error::from(Code::InternalError).because(format!("{:?}: {}", refusal.kind, refusal.text));
             }
         };
         // The namespace's sentence says which part or size; S3's own is the fallback.
@@ -313,6 +329,17 @@ mod tests {
         for code in Code::ALL {
             assert_eq!(S3Error::from(*code).status().as_u16(), code.status(), "{code}");
             assert!(!code.text().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_the_cluster_said_is_kept_for_the_log_and_from_the_client() {
+        for kind in [FailureKind::Corrupt, FailureKind::Unavailable, FailureKind::Fenced, FailureKind::Invalid] {
+            let error = S3Error::from(Failure::new(kind, "disk 7 of s3"));
+            assert_eq!(error.0.cause, Some(format!("{kind:?}: disk 7 of s3")));
+            let mut xml = Writer::bare();
+            error.write_xml(&mut xml, "/b/k", "1", "2");
+            assert!(!String::from_utf8(xml.into_vec()).expect("text").contains("disk 7"));
         }
     }
 

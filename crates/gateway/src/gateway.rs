@@ -243,6 +243,7 @@ impl<S: Store> Gateway<S> {
     fn error_response(&self, head: Option<&Head>, mut error: S3Error, journey: &Journey) -> Response<Body> {
         let inner = &self.inner;
         inner.metrics.failed(error.code().name());
+        error.tell(journey.request_id());
         if error.code() == Code::SlowDown {
             inner.metrics.rejected("throttle");
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::guard::Watch;
 use crate::metrics::Metrics;
-use crate::reply::Finish;
+use crate::reply::{Broken, Finish};
 
 /// The stages of a request, for the slow log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +131,8 @@ impl Finish for Journey {
         self.sent += bytes;
     }
 
-    fn broken(&mut self) {
+    fn broken(&mut self, why: &Broken) {
+        tracing::warn!(event = "s3_broken", request_id = %self.request_id, error = %why, "response broken off");
         self.broken = true;
     }
 }

@@ -21,8 +21,8 @@ const XML: HeaderValue = HeaderValue::from_static("application/xml");
 pub trait Finish: Send + Sync {
     /// Takes note of bytes that leave.
     fn sent(&mut self, bytes: u64);
-    /// Takes note that the body broke off.
-    fn broken(&mut self);
+    /// Takes note that the body broke off, and why.
+    fn broken(&mut self, why: &Broken);
 }
 
 /// A response body.
@@ -171,12 +171,9 @@ impl http_body::Body for Body {
         if let Some(finish) = &mut this.finish {
             match &next {
                 Some(Ok(bytes)) => finish.sent(bytes.len() as u64),
-                Some(Err(_)) => finish.broken(),
+                Some(Err(broken)) => finish.broken(broken),
                 None => {}
             }
-        }
-        if let Some(Err(broken)) = &next {
-            tracing::warn!(error = %broken, "response broken off");
         }
         Poll::Ready(next.map(|next| next.map(Frame::data)))
     }

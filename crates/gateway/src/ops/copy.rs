@@ -130,8 +130,8 @@ async fn transfer<S: Store>(
     }
     let (digest, md5) = sums.finish();
     if digest.size_bytes != length {
-        tracing::error!(want = length, got = digest.size_bytes, "source of a copy came short");
-        return Err(Code::InternalError.into());
+        let cause = format!("source of a copy came short: {} of {length} bytes", digest.size_bytes);
+        return Err(S3Error::from(Code::InternalError).because(cause));
     }
     let (md5, place) = md5.finish_beside(writer.finish()).await;
     Ok((digest.with_md5(md5), place?))
@@ -165,6 +165,7 @@ pub(super) async fn answer_when_done<S: Store>(call: &mut Call<'_, S>, mut work:
             Ok(done) => done.xml.into_vec(),
             Err(error) => {
                 metrics.failed(error.code().name());
+                error.tell(&request_id);
                 let mut xml = Writer::bare();
                 error.write_xml(&mut xml, &resource, &request_id, "");
                 return xml.into_vec();

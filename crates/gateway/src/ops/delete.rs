@@ -91,6 +91,9 @@ pub(super) async fn delete_objects<S: Store>(call: &mut Call<'_, S>) -> S3Result
         take_result(&mut running, &mut results).await;
     }
     call.journey.end(Stage::Commit);
+    results.iter().flatten().flat_map(|result| result.as_ref().err()).for_each(|error| {
+        error.tell(call.journey.request_id());
+    });
     Ok(reply::xml(write_result(&doomed, results, is_quiet)))
 }
 

@@ -215,8 +215,7 @@ async fn open<S: Store>(call: &mut Call<'_, S>, mut view: ObjectView, bytes: Ran
 pub(super) fn read_failure(failure: Failure) -> S3Error {
     match failure.kind {
         FailureKind::Corrupt | FailureKind::NotFound => {
-            tracing::error!(kind = ?failure.kind, error = %failure.text, "object cannot be read");
-            S3Error::from(Code::InternalError)
+            S3Error::from(Code::InternalError).because(format!("object cannot be read: {failure}"))
         }
         // Replaced while it was read, or a disk that has moved on: the next try reads what is there.
         FailureKind::Conflict => Failure { kind: FailureKind::Unavailable, ..failure }.into(),
