@@ -349,6 +349,7 @@ mod tests {
         for visit in visits {
             let (kind, waited) = visit.await.unwrap();
             assert_eq!(waited >= REFUSAL_DELAY, kind == FailureKind::Denied, "{kind:?} after {waited:?}");
+            assert!(waited < REFUSAL_DELAY * 2, "no turn waits for another's refusal: {waited:?}");
             kinds.push(kind);
         }
         assert_eq!(kinds.iter().filter(|kind| **kind == FailureKind::Busy).count(), 3);
