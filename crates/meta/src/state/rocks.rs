@@ -33,6 +33,11 @@ const ARENA_BLOCK_BYTES: usize = 128 << 10;
 /// Bytes of a block of rows before compression: walks like large blocks, single reads small ones.
 const WALK_BLOCK_BYTES: usize = 16 << 10;
 const READ_BLOCK_BYTES: usize = 4 << 10;
+/// Least bytes of a value of [`Family::Bodies`] that stands in a file of its kind, outside the sorted ones: it is
+/// written once, and compactions move its key alone.
+const BODY_BYTES_APART: u64 = 1 << 10;
+/// Part of dead bytes in the oldest of those files from which they are written anew.
+const BODIES_DEAD_MAX: f64 = 0.5;
 /// Part of a write buffer that is a filter of its keys, in families where most lookups find nothing.
 const BUFFER_FILTER_RATIO: f64 = 0.02;
 /// Bloom filter bits per key: about 1 % of the lookups of absent keys read a block.
@@ -173,6 +178,14 @@ fn family_options(family: Family, memory: &RocksMemory) -> Options {
     options.set_max_write_buffer_number(3);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_bottommost_compression_type(bottommost(family));
+    if family == Family::Bodies {
+        options.set_enable_blob_files(true);
+        options.set_min_blob_size(BODY_BYTES_APART);
+        options.set_blob_compression_type(DBCompressionType::Lz4);
+        options.set_blob_cache(&memory.cache);
+        options.set_enable_blob_gc(true);
+        options.set_blob_gc_force_threshold(BODIES_DEAD_MAX);
+    }
     if matches!(family, Family::Objects | Family::Tokens) {
         options.set_memtable_prefix_bloom_ratio(BUFFER_FILTER_RATIO);
         options.set_memtable_whole_key_filtering(true);
