@@ -22,7 +22,7 @@ mod service;
 mod voters;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use config::Config;
+use config::{Config, RoleName};
 use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::{OutputFormat, Report};
 use serde_json::json;
@@ -141,13 +141,13 @@ fn environment() -> Vec<(String, String)> {
 
 fn dispatch(cli: Cli) -> Result<Option<Report>, Trouble> {
     match cli.action {
-        Action::Demo(args) => runtime()?.block_on(demo::run(args, cli.output)).map(|()| None),
+        Action::Demo(args) => runtime(processors())?.block_on(demo::run(args, cli.output)).map(|()| None),
         Action::Init(command) => init::run(command).map(Some),
-        Action::Join(args) => runtime()?.block_on(join::run(args)).map(Some),
+        Action::Join(args) => runtime(processors())?.block_on(join::run(args)).map(Some),
         Action::Server(args) => {
             let config = load(&args.config)?;
             logging::start_node(&config).map_err(usage)?;
-            runtime()?.block_on(node::run_until_signal(config)).map(|()| None)
+            runtime(workers_of(&config))?.block_on(node::run_until_signal(config)).map(|()| None)
         }
         Action::Config(command) => configure(command).map(Some),
         Action::Version => Ok(Some(version())),
@@ -157,13 +157,24 @@ fn dispatch(cli: Cli) -> Result<Option<Report>, Trouble> {
                 (false, Some(file)) => file,
                 (false, None) => profile::Profile::default_file(&environment()),
             };
-            runtime()?.block_on(operate::run(&file, &command)).map(Some)
+            runtime(processors())?.block_on(operate::run(&file, &command)).map(Some)
         }
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Trouble> {
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Returns how many threads carry a node's tasks: one for each processor where the node is a gateway; else half as many, since
+/// disks, Raft log and databases have threads of their own, and each idle worker costs wake-ups.
+fn workers_of(config: &Config) -> usize {
+    if config.has_role(RoleName::Gateway) { processors() } else { (processors() / 2).max(1) }
+}
+
+fn runtime(workers: usize) -> Result<tokio::runtime::Runtime, Trouble> {
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
         .enable_all()
         .build()
         .map_err(|error| Trouble::new(Exit::Failed, "E2003", format!("the async runtime does not start: {error}")))
