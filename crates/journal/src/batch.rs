@@ -6,9 +6,11 @@ use crate::record::{
     Generation, HEAD_BYTES, Head, KIND_SEAL, Position, STREAM_COUNT, Sequence, Stream, chain_hash, head_and_body_bytes,
 };
 use crate::segment::{SegmentHead, records_end};
-use crate::staging::{ArenaPool, Piece, RunWrite, Runs, Staging};
+use crate::staging::{Piece, RunWrite, Runs, Staging};
 use crate::superblock::{StreamEnd, Superblock};
 use bytes::Bytes;
+use plinth_protocol::pool::BufferPool;
+use std::sync::Arc;
 
 /// Where a stream's next record goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub(crate) struct Flying {
 
 impl Batch {
     /// Makes an empty batch over pooled memory.
-    pub fn new(pool: &ArenaPool) -> Batch {
+    pub fn new(pool: &Arc<BufferPool>) -> Batch {
         Batch {
             staging: Staging::new(pool.clone()),
             records: Vec::new(),

@@ -13,14 +13,15 @@ use crate::record::{
     Sequence, Stream, record_bytes,
 };
 use crate::segment::{RECORDS_START, records_end};
-use crate::staging::ArenaPool;
 use crate::superblock::{
     COPY_OFFSETS, Checkpoint, FloorSlot, Mark, NOTE_BYTES_MAX, SLOT_OFFSETS, StreamEnd, Superblock,
 };
 use crate::table::SegmentTable;
 use bytes::Bytes;
 use plinth_protocol::buffer::{AlignedBuf, BLOCK_BYTES, is_block_aligned};
+use plinth_protocol::pool::BufferPool;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Most records in one batch, seals included. A recovery leaps over so many sequences, so that
@@ -44,6 +45,8 @@ pub struct JournalOptions {
     pub segments_ready: u32,
     /// How long the journal is quiet before the durable floor is written to a slot.
     pub floor_delay: Duration,
+    /// Where the memory of batches and reads comes from; journals of one process may share it.
+    pub pool: Arc<BufferPool>,
 }
 
 impl Default for JournalOptions {
@@ -55,6 +58,7 @@ impl Default for JournalOptions {
             segments_reserved: 2,
             segments_ready: 1,
             floor_delay: Duration::from_millis(100),
+            pool: BufferPool::new(),
         }
     }
 }
@@ -194,7 +198,6 @@ pub struct Journal {
     floors: [Sequence; STREAM_COUNT],
     durable: Sequence,
     next_sequence: Sequence,
-    pool: ArenaPool,
     /// The mount's own record is still to be written: what the recovery has kept.
     mount_pending: Option<Sequence>,
     gathering: VecDeque<Batch>,
@@ -229,7 +232,6 @@ impl Journal {
             floors,
             durable,
             next_sequence,
-            pool: ArenaPool::default(),
             mount_pending: None,
             gathering: VecDeque::new(),
             flying: None,
@@ -353,7 +355,7 @@ impl Journal {
         let limit = self.options.batch_bytes_max.min(self.superblock.segment_bytes as usize / 4);
         let has_room = |batch: &Batch| batch.bytes + bytes <= limit && batch.record_count() < BATCH_RECORDS_MAX;
         if !self.gathering.back().is_some_and(has_room) {
-            self.gathering.push_back(Batch::new(&self.pool));
+            self.gathering.push_back(Batch::new(&self.options.pool));
         }
         let batch = self.gathering.back_mut().expect("pushed just above where absent");
         if let Some(opening) = opening {
@@ -379,7 +381,7 @@ impl Journal {
         }
         self.read_bytes += bytes;
         self.table.read_started(segment);
-        let buffer = AlignedBuf::zeroed(bytes);
+        let buffer = self.options.pool.take(bytes);
         let action = Action::Read { area: Area::Segment(segment), offset: u64::from(offset), buffer };
         self.submit(Purpose::Read { token, segment, bytes }, action);
         Ok(())
@@ -415,7 +417,7 @@ impl Journal {
         // At least one byte, until the release is durable: see `SegmentTable::read_ended`.
         row.used_bytes = row.used_bytes.max(1);
         if self.gathering.is_empty() {
-            self.gathering.push_back(Batch::new(&self.pool));
+            self.gathering.push_back(Batch::new(&self.options.pool));
         }
         let generation = row.generation;
         self.gathering.back_mut().expect("pushed just above where absent").add_release(segment, generation);

@@ -4,55 +4,11 @@
 use crate::disk::{Area, WRITE_PARTS_MAX};
 use bytes::Bytes;
 use plinth_protocol::buffer::{AlignedBuf, BLOCK_BYTES, round_up_to_block};
-use std::sync::{Arc, Mutex, PoisonError};
+use plinth_protocol::pool::BufferPool;
+use std::sync::Arc;
 
-/// Bytes of a pooled arena.
+/// Least bytes of an arena.
 const ARENA_BYTES: usize = 256 << 10;
-/// Most arenas that wait for their next use.
-const ARENAS_POOLED_MAX: usize = 32;
-
-/// Arenas that wait for their next use.
-#[derive(Clone, Default)]
-pub(crate) struct ArenaPool(Arc<Mutex<Vec<AlignedBuf>>>);
-
-impl ArenaPool {
-    /// Returns an arena of at least `bytes`; its content is arbitrary.
-    fn take(&self, bytes: usize) -> AlignedBuf {
-        if bytes <= ARENA_BYTES {
-            let pooled = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            return pooled.unwrap_or_else(|| AlignedBuf::zeroed(ARENA_BYTES));
-        }
-        AlignedBuf::zeroed(bytes)
-    }
-
-    fn give_back(&self, arena: AlignedBuf) {
-        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if arena.capacity() == ARENA_BYTES && pool.len() < ARENAS_POOLED_MAX {
-            pool.push(arena);
-        }
-    }
-}
-
-/// An arena on loan to the disk; goes home when the last write has dropped it.
-struct LentArena {
-    arena: Option<AlignedBuf>,
-    pool: ArenaPool,
-}
-
-impl AsRef<[u8]> for LentArena {
-    fn as_ref(&self) -> &[u8] {
-        self.arena.as_deref().expect("the arena leaves only in drop")
-    }
-}
-
-impl Drop for LentArena {
-    fn drop(&mut self) {
-        if let Some(mut arena) = self.arena.take() {
-            arena.set_len(arena.capacity());
-            self.pool.give_back(arena);
-        }
-    }
-}
 
 /// A piece of staged memory: whole blocks of one arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +20,14 @@ pub(crate) struct Piece {
 
 /// The staged memory of one batch.
 pub(crate) struct Staging {
-    pool: ArenaPool,
+    pool: Arc<BufferPool>,
     arenas: Vec<AlignedBuf>,
     used: usize,
 }
 
 impl Staging {
     /// Makes a staging area that holds nothing yet.
-    pub fn new(pool: ArenaPool) -> Staging {
+    pub fn new(pool: Arc<BufferPool>) -> Staging {
         Staging { pool, arenas: Vec::new(), used: 0 }
     }
 
@@ -79,7 +35,7 @@ impl Staging {
     pub fn take(&mut self, bytes: usize) -> Piece {
         let bytes = round_up_to_block(bytes);
         if self.arenas.last().is_none_or(|arena| self.used + bytes > arena.len()) {
-            self.arenas.push(self.pool.take(bytes));
+            self.arenas.push(self.pool.take(bytes.max(ARENA_BYTES)));
             self.used = 0;
         }
         let start = self.used;
@@ -101,9 +57,7 @@ impl Staging {
 
     /// Ends the staging: the arenas as shareable bytes.
     fn freeze(&mut self) -> Vec<Bytes> {
-        let pool = &self.pool;
-        let lend = |arena| Bytes::from_owner(LentArena { arena: Some(arena), pool: pool.clone() });
-        self.arenas.drain(..).map(lend).collect()
+        self.arenas.drain(..).map(AlignedBuf::freeze).collect()
     }
 }
 

@@ -3,10 +3,12 @@
 //! A payload is received, coded and written from one aligned buffer; [`AlignedBuf::freeze`] turns
 //! it into [`Bytes`] without a copy, so that everything between door and disk passes `Bytes`.
 
+use crate::pool::BufferPool;
 use bytes::Bytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Weak;
 
 /// The unit of device I/O in bytes: every buffer starts and ends at a multiple of it.
 pub const BLOCK_BYTES: usize = 4096;
@@ -16,11 +18,13 @@ pub const fn round_up_to_block(length: usize) -> usize {
     length.div_ceil(BLOCK_BYTES) * BLOCK_BYTES
 }
 
-/// A zeroed, block-aligned buffer of whole blocks.
+/// A block-aligned buffer of whole blocks, all of them initialised. One that came from a [`BufferPool`]
+/// goes back there when it is dropped.
 pub struct AlignedBuf {
     start: NonNull<u8>,
     capacity: usize,
     length: usize,
+    home: Weak<BufferPool>,
 }
 
 // SAFETY: the buffer owns its memory alone; nothing in it is tied to a thread.
@@ -35,7 +39,7 @@ impl AlignedBuf {
         // SAFETY: the layout's size is never zero.
         let start = unsafe { alloc_zeroed(Self::layout(capacity)) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(Self::layout(capacity)));
-        AlignedBuf { start, capacity, length }
+        AlignedBuf { start, capacity, length, home: Weak::new() }
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -54,6 +58,11 @@ impl AlignedBuf {
         self.length = length;
     }
 
+    /// Has the buffer go to a pool when it is dropped.
+    pub(crate) fn set_home(&mut self, home: Weak<BufferPool>) {
+        self.home = home;
+    }
+
     /// Turns the buffer into shareable bytes without a copy.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
@@ -62,7 +71,13 @@ impl AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout.
+        if let Some(pool) = self.home.upgrade() {
+            let AlignedBuf { start, capacity, .. } = *self;
+            // The memory's new owner: this one is gone, and frees nothing.
+            pool.give(AlignedBuf { start, capacity, length: capacity, home: Weak::new() });
+            return;
+        }
+        // SAFETY: allocated in `zeroed` with this very layout, and given to no pool.
         unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
     }
 }

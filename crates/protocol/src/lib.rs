@@ -13,6 +13,7 @@ pub mod ids;
 pub mod map;
 pub mod meta;
 pub mod object;
+pub mod pool;
 mod rights;
 pub mod rpc;
 pub mod storage;

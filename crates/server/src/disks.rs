@@ -363,11 +363,13 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Registers disks and reports how full they are, until the node stops.
+    /// Registers disks and reports how full they are, until the node stops; between two reports memory that lay
+    /// unused goes back.
     pub async fn run(self, mut orders: mpsc::Receiver<ReportOrder>, mut stop: watch::Receiver<bool>) {
         let mut order: Option<ReportOrder> = None;
         let mut reported = BTreeSet::new();
         loop {
+            self.storage.trim(Instant::now());
             match self.report(&mut reported).await {
                 // An operator that no longer waits is not told.
                 Ok(()) => drop(order.take().map(|order| order.send(reported.clone()))),

@@ -7,9 +7,9 @@
 
 use crate::error::TransportError;
 use crate::frame::{Bounds, Decoder, Frame, OutFrame, PREFIX_BYTES};
-use crate::pool::BufferPool;
 use crate::session::{Output, Progress, RECORD_PLAINTEXT_MAX, Session};
 use bytes::{Buf, Bytes};
+use plinth_protocol::pool::BufferPool;
 use rustls::pki_types::CertificateDer;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -278,7 +278,7 @@ impl Channel {
 
     /// Returns what happened since the last call; a connection on which nothing did gives memory back.
     pub(crate) fn take_activity(&mut self, now: Instant) -> Activity {
-        self.pool.trim(now);
+        self.pool.trim(now.into_std());
         let activity = std::mem::take(&mut self.activity);
         if !activity.heard && self.start == self.end && self.incoming.len() > BUFFER_BYTES_MIN {
             self.incoming = vec![0; BUFFER_BYTES_MIN];

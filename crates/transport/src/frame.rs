@@ -24,8 +24,9 @@
 //! the payload's buffer is made after the checksum of prefix and header has been verified.
 
 use crate::call::{HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX};
-use crate::pool::{BufferPool, PooledBuf};
 use bytes::Bytes;
+use plinth_protocol::buffer::AlignedBuf;
+use plinth_protocol::pool::BufferPool;
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId, numbered, record, wire::Wire};
 use std::sync::Arc;
 
@@ -285,7 +286,7 @@ impl Bounds {
 enum Stage {
     Prefix { raw: [u8; PREFIX_BYTES], filled: usize },
     Header { prefix: Prefix, header: Vec<u8> },
-    Payload { prefix: Prefix, header: Bytes, payload: PooledBuf, filled: usize, sum: crc32fast::Hasher },
+    Payload { prefix: Prefix, header: Bytes, payload: AlignedBuf, filled: usize, sum: crc32fast::Hasher },
 }
 
 impl Stage {
@@ -392,7 +393,7 @@ fn decode_header(
 fn decode_payload(
     prefix: Prefix,
     header: Bytes,
-    mut payload: PooledBuf,
+    mut payload: AlignedBuf,
     filled: usize,
     mut sum: crc32fast::Hasher,
     input: &mut &[u8],

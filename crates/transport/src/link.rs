@@ -13,8 +13,8 @@ use crate::credentials::{Credentials, joining_config, lifetime, name_of, peer_na
 use crate::error::TransportError;
 use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
 use crate::local::serve_in_process;
-use crate::pool::BufferPool;
 use crate::session::Session;
+use plinth_protocol::pool::BufferPool;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId};
 use std::collections::HashMap;

@@ -1,9 +1,10 @@
 //! A caller that breaks rules: any certificate, any suite, any bytes. It blocks; run it apart.
 
+use plinth_protocol::pool::BufferPool;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{ClusterId, Incarnation, NodeId};
+use plinth_transport::NodeCertificate;
 use plinth_transport::frame::{Bounds, Decoder, Frame, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
-use plinth_transport::{BufferPool, NodeCertificate};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;

@@ -1,16 +1,13 @@
-//! Payload buffers that are used again.
+//! Buffers that are used again.
 //!
 //! Fresh memory costs a page fault per 4 KiB, more than decrypting and copying the bytes that come to
 //! lie in it. Buffers of [`POOLED_BYTES_MIN`] and more therefore return here when the last handle on
 //! their bytes is dropped. What has lain unused since the last trim is given back to the system.
 
-use bytes::Bytes;
-use plinth_protocol::buffer::{AlignedBuf, round_up_to_block};
+use crate::buffer::{AlignedBuf, round_up_to_block};
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
-use tokio::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Smaller buffers come from the allocator: it keeps their memory itself.
 pub const POOLED_BYTES_MIN: usize = 64 << 10;
@@ -21,11 +18,13 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(4);
 /// Capacities are whole multiples of this.
 const GRAIN_BYTES: usize = 64 << 10;
 
-/// Unused buffers of the connections that share it.
+/// Unused buffers of the connections, or of the disks, that share it.
+#[derive(Debug)]
 pub struct BufferPool {
     free: Mutex<Free>,
 }
 
+#[derive(Debug)]
 struct Free {
     /// By capacity.
     buffers: BTreeMap<usize, Vec<AlignedBuf>>,
@@ -65,27 +64,28 @@ impl BufferPool {
         Arc::new(BufferPool { free: Mutex::new(free) })
     }
 
-    /// Returns a buffer of this length. Its contents are zeros or those of an earlier payload of this
-    /// node: the caller overwrites all of it before anyone sees it.
-    pub fn take(self: &Arc<Self>, length: usize) -> PooledBuf {
+    /// Returns a buffer of this length that comes back here when it is dropped. Its contents are zeros or those of
+    /// an earlier payload of this node: the caller overwrites all of it before anyone sees it.
+    pub fn take(self: &Arc<Self>, length: usize) -> AlignedBuf {
         if length < POOLED_BYTES_MIN {
-            return PooledBuf { buffer: Some(AlignedBuf::zeroed(length)), pool: Weak::new() };
+            return AlignedBuf::zeroed(length);
         }
         let capacity = length.next_multiple_of(GRAIN_BYTES);
         let mut buffer = match self.lock().take(capacity..=2 * capacity) {
             Some(buffer) => buffer,
             None => AlignedBuf::zeroed(capacity),
         };
+        buffer.set_home(Arc::downgrade(self));
         // The rest of the last block is written to disks together with the payload: it is zeros.
         buffer.set_len(round_up_to_block(length));
         buffer[length..].fill(0);
         buffer.set_len(length);
-        PooledBuf { buffer: Some(buffer), pool: Arc::downgrade(self) }
+        buffer
     }
 
-    fn give(&self, mut buffer: AlignedBuf) {
+    /// Takes a buffer back that no longer has a home, so that it is freed where it is evicted.
+    pub(crate) fn give(&self, buffer: AlignedBuf) {
         let capacity = buffer.capacity();
-        buffer.set_len(capacity);
         let mut evicted = Vec::new();
         let mut free = self.lock();
         free.bytes += capacity;
@@ -127,51 +127,10 @@ impl BufferPool {
     }
 }
 
-/// A buffer that returns to its pool when it is dropped.
-pub struct PooledBuf {
-    buffer: Option<AlignedBuf>,
-    pool: Weak<BufferPool>,
-}
-
-impl PooledBuf {
-    /// Turns the buffer into shareable bytes without a copy; it returns to the pool with the last
-    /// handle on them.
-    pub fn freeze(self) -> Bytes {
-        Bytes::from_owner(self)
-    }
-}
-
-impl Deref for PooledBuf {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        self.buffer.as_deref().expect("taken in drop only")
-    }
-}
-
-impl DerefMut for PooledBuf {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        self.buffer.as_deref_mut().expect("taken in drop only")
-    }
-}
-
-impl AsRef<[u8]> for PooledBuf {
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
-}
-
-impl Drop for PooledBuf {
-    fn drop(&mut self) {
-        if let (Some(buffer), Some(pool)) = (self.buffer.take(), self.pool.upgrade()) {
-            pool.give(buffer);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plinth_protocol::buffer::is_block_aligned;
+    use crate::buffer::is_block_aligned;
 
     #[test]
     fn buffers_return_with_the_last_handle() {
