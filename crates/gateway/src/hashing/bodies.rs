@@ -194,6 +194,7 @@ mod tests {
     use super::*;
     use md5::Digest as _;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -276,5 +277,28 @@ mod tests {
         assert!(!bodies.is_pass_due(), "nothing of it has come");
         bodies.handle_piece(5, vec![1; 64].into(), ());
         assert!(bodies.is_pass_due());
+    }
+
+    #[test]
+    fn a_body_that_is_abandoned_after_its_end_leaves_nothing() {
+        let mut bodies: Bodies<Arc<()>, u64> = Bodies::new();
+        let room = Arc::new(());
+        for id in [1, 2] {
+            bodies.handle_piece(id, vec![id as u8; 6400].into(), Arc::clone(&room));
+        }
+        bodies.handle_end(1, 1, Arc::clone(&room));
+        assert!(!bodies.is_pass_due(), "two bodies wait for company");
+        bodies.handle_abandoned(1);
+        assert_eq!(Arc::strong_count(&room), 2, "the first one's room is free");
+        assert!(bodies.is_pass_due(), "the other is alone now, and waits for nobody");
+        // Its caller waited, in vain, and says so as it goes.
+        bodies.handle_due(1);
+        bodies.handle_end(2, 2, room);
+        let mut found = Vec::new();
+        while bodies.is_pass_due() {
+            found.extend(bodies.poll_pass());
+        }
+        assert_eq!(found, [(2, md5::Md5::digest([2; 6400]).into())]);
+        assert!(bodies.bodies.is_empty() && bodies.ripe.is_empty());
     }
 }
