@@ -22,9 +22,10 @@ fn any_key() -> impl Strategy<Value = String> {
 
 fn any_body() -> impl Strategy<Value = (Body, u64)> {
     prop_oneof![
-        proptest::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| {
-            let size = bytes.len() as u64;
-            (Body::Inline(Bytes::from(bytes)), size)
+        // Of the sizes that stand in their row, and of those that stand apart.
+        (any::<u8>(), prop_oneof![0usize..40, 900usize..4096]).prop_map(|(seed, size)| {
+            let bytes: Vec<u8> = (0..size).map(|at| seed.wrapping_mul(at as u8)).collect();
+            (Body::Inline(Bytes::from(bytes)), size as u64)
         }),
         (0u64..1 << 40, 1u64..6 << 20, proptest::option::of(1u32..31)).prop_map(|(sequence, bytes, missing)| {
             (Body::Stripes(vec![StripeRef { missing, ..stripe(sequence, bytes) }]), bytes)
@@ -194,7 +195,7 @@ fn rocks_checkpoint_opens_as_a_replica() {
     let memory = RocksMemory::default();
     let mut shard = Replica::new(RocksStore::open(&folder.path().join("db"), &memory).unwrap(), SHARD);
     shard.run(Command::OpenBucket(BUCKET));
-    shard.run(Command::PutObject(put_inline("k", b"x")));
+    shard.run(Command::PutObject(put_inline("k", &[7; 2000])));
     shard.index += 1;
     shard.machine.apply_membership(position(shard.index), b"three voters").unwrap();
     let copy = folder.path().join("copy");
@@ -206,6 +207,7 @@ fn rocks_checkpoint_opens_as_a_replica() {
     assert_eq!(other.position(), copied.position.as_ref());
     let rows = dump(&other.store().view()).unwrap();
     assert_eq!(rows.iter().filter(|row| row.0 == Family::Objects).count(), 1);
+    other.reader().verify().unwrap();
     assert!(shard.machine.reader().checkpoint(&copy).is_err(), "an existing folder is not overwritten");
 }
 
@@ -276,25 +278,40 @@ fn views_stand_still_while_entries_are_applied() {
 }
 
 #[test]
-fn damaged_row_file_is_found_and_never_returned() {
+fn damaged_row_file_is_found() {
+    damage_is_found("sst", b"some bytes in the row");
+}
+
+#[test]
+fn damaged_body_file_is_found() {
+    damage_is_found("blob", &[7; 2000]);
+}
+
+/// Damages each file of a kind, in a database of 200 bodies like this.
+fn damage_is_found(kind: &str, body: &'static [u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
     let memory = RocksMemory::new(1 << 20, 4 << 20);
     let mut shard = Replica::new(RocksStore::open(&path, &memory).unwrap(), SHARD);
     shard.run(Command::OpenBucket(BUCKET));
     for number in 0..200 {
-        shard.run(Command::PutObject(put_inline(&format!("key-{number}"), b"some bytes in the row")));
+        shard.run(Command::PutObject(put_inline(&format!("key-{number}"), body)));
     }
     shard.machine.flush().unwrap();
+    shard.machine.reader().verify().unwrap();
     drop(shard);
+    let mut damaged = 0;
     for entry in std::fs::read_dir(&path).unwrap() {
         let file = entry.unwrap().path();
-        if file.extension().is_some_and(|extension| extension == "sst") {
+        if file.extension().is_some_and(|extension| extension == kind) {
             let mut bytes = std::fs::read(&file).unwrap();
-            bytes[20] ^= 0x40;
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x40;
             std::fs::write(&file, bytes).unwrap();
+            damaged += 1;
         }
     }
+    assert!(damaged > 0, "there are files of the kind");
     let found = match RocksStore::open(&path, &memory) {
         Err(_) => true,
         Ok(store) => store.verify().is_err(),
