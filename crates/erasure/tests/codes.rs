@@ -2,6 +2,9 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)] // The golden file is read and, on request, written.
 
+#[path = "../../../tests/format/golden.rs"]
+mod golden;
+
 use plinth_erasure::{Codec, ErasureError, MATRIX_VANDERMONDE, Shape};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
@@ -113,19 +116,15 @@ fn fragments_that_a_stripe_lacks_are_refused() {
 
 #[test]
 fn parity_of_matrix_1_is_golden() {
-    let mut golden = String::from("# code, data fragments, parity fragment: 48 bytes of parity over matrix 1\n");
+    let mut found = String::from("# code, data fragments, parity fragment: 48 bytes of parity over matrix 1\n");
     for code in CODES.into_iter().filter(|code| code.1 > 0) {
         for data_count in [1, code.0] {
             let data: Vec<_> = (0..data_count).map(|index| noise(u64::from(index) + 1, 48)).collect();
             for (index, cell) in encode(&Codec::get(shape(code)).unwrap(), &data).iter().enumerate() {
                 let hex: String = cell.iter().map(|byte| format!("{byte:02x}")).collect();
-                golden += &format!("{}+{} {data_count} {} {hex}\n", code.0, code.1, usize::from(code.0) + index);
+                found += &format!("{}+{} {data_count} {} {hex}\n", code.0, code.1, usize::from(code.0) + index);
             }
         }
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/format/erasure_parity.hex");
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::write(path, &golden).unwrap();
-    }
-    assert_eq!(std::fs::read_to_string(path).unwrap(), golden);
+    golden::assert_golden("erasure_parity.hex", &found);
 }

@@ -1,6 +1,8 @@
 //! The bytes on disk, against golden files. `PLINTH_BLESS=1` writes them anew: only for a new version of a format.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[path = "../../../tests/format/golden.rs"]
+mod golden;
 mod harness;
 
 use bytes::Bytes;
@@ -71,12 +73,7 @@ fn formats_are_what_they_were() {
     for placed in &placed {
         text += &hex("record", &disk.durable_bytes(area, u64::from(placed.position.offset), 4096));
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/format/journal_disk.hex");
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::write(path, &text).unwrap();
-    }
-    let golden = std::fs::read_to_string(path).unwrap();
-    assert_eq!(text, golden, "a format on disk has changed");
+    golden::assert_golden("journal_disk.hex", &text);
 }
 
 #[test]

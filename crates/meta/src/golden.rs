@@ -5,7 +5,8 @@
 use plinth_protocol::wire::Wire;
 use std::fmt::{Debug, Write};
 
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/format/");
+#[path = "../../../tests/format/golden.rs"]
+mod file;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut out, byte| {
@@ -17,16 +18,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Compares lines of a name and bytes with a golden file.
 pub(crate) fn assert_golden(file: &str, lines: &[(&str, Vec<u8>)]) {
     let text: String = lines.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
-    let path = format!("{GOLDEN}{file}");
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::create_dir_all(GOLDEN).unwrap();
-        std::fs::write(&path, &text).unwrap();
-    }
-    let golden = std::fs::read_to_string(&path).expect("the golden file exists");
-    for (line, wanted) in text.lines().zip(golden.lines()) {
-        assert_eq!(line, wanted, "{file}");
-    }
-    assert_eq!(text, golden, "{file}");
+    file::assert_golden(file, &text);
 }
 
 /// A line of a golden file: the bytes of a value, which must read back as it was.

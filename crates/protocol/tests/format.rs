@@ -3,14 +3,15 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+#[path = "../../../tests/format/golden.rs"]
+mod golden;
 mod samples;
 
 use plinth_protocol::frame::{CHECKSUM_CRC32, SEAL_BYTES, fold};
 use plinth_protocol::wire::{WireError, encode_field, encode_varint};
 use samples::{Form, Samples, read_hex};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::path::Path;
 
 fn messages() -> Samples {
     let mut samples = Samples::default();
@@ -28,29 +29,12 @@ fn golden_files() -> [(&'static str, Samples); 2] {
     [("protocol_fragment.hex", samples::fragment::samples()), ("protocol_messages.hex", messages())]
 }
 
-fn golden_path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/format").join(name)
-}
-
 fn found_text(samples: &Samples) -> String {
     samples.list.iter().map(|sample| sample.to_hex()).collect()
 }
 
-/// A golden file's text; whichever test comes first writes the files where that is asked for.
-fn golden_text(name: &str) -> String {
-    static BLESSED: Once = Once::new();
-    BLESSED.call_once(|| {
-        if std::env::var_os("PLINTH_BLESS").is_some() {
-            for (name, samples) in golden_files() {
-                std::fs::write(golden_path(name), found_text(&samples)).unwrap();
-            }
-        }
-    });
-    std::fs::read_to_string(golden_path(name)).unwrap()
-}
-
-fn golden_bytes(name: &str) -> Vec<(String, Vec<u8>)> {
-    read_hex(&golden_text(name))
+fn golden_bytes(name: &str, samples: &Samples) -> Vec<(String, Vec<u8>)> {
+    read_hex(&golden::golden(name, &found_text(samples)))
 }
 
 /// The declarations of `macro_name!` in the crate's sources, their tests apart.
@@ -71,14 +55,14 @@ fn declared(macro_name: &str, keyword: &str) -> BTreeSet<String> {
 #[test]
 fn bytes_are_those_of_the_golden_files() {
     for (name, samples) in golden_files() {
-        assert_eq!(golden_text(name), found_text(&samples), "{name}: the format has changed");
+        golden::assert_golden(name, &found_text(&samples));
     }
 }
 
 #[test]
 fn golden_bytes_decode_to_what_they_were_made_from() {
     for (name, samples) in golden_files() {
-        let golden = golden_bytes(name);
+        let golden = golden_bytes(name, &samples);
         assert_eq!(golden.len(), samples.list.len());
         for (sample, (called, bytes)) in samples.list.iter().zip(golden) {
             assert_eq!(sample.name, called);
@@ -120,7 +104,7 @@ fn samples_show_every_type_of_the_crate() {
 #[test]
 fn records_of_newer_writers_are_refused_or_read_as_their_fields_demand() {
     for (name, samples) in golden_files() {
-        for (sample, (_, mut bytes)) in samples.list.iter().zip(golden_bytes(name)) {
+        for (sample, (_, mut bytes)) in samples.list.iter().zip(golden_bytes(name, &samples)) {
             if sample.form != Form::Record {
                 continue;
             }
@@ -138,7 +122,7 @@ fn records_of_newer_writers_are_refused_or_read_as_their_fields_demand() {
 fn unknown_fields_deep_in_a_golden_message_count_as_well() {
     let samples = messages();
     let at = samples.list.iter().position(|sample| sample.name == "MetaRequest::Mutate").unwrap();
-    let mut bytes = golden_bytes("protocol_messages.hex").swap_remove(at).1;
+    let mut bytes = golden_bytes("protocol_messages.hex", &samples).swap_remove(at).1;
     encode_field(100, true, &"a hint".to_string(), &mut bytes);
     assert_eq!(samples.list[at].is_read_from(&bytes), Ok(true));
     encode_field(101, false, &true, &mut bytes);
@@ -148,7 +132,7 @@ fn unknown_fields_deep_in_a_golden_message_count_as_well() {
 #[test]
 fn variants_of_newer_writers_are_refused() {
     for (name, samples) in golden_files() {
-        for (sample, (_, bytes)) in samples.list.iter().zip(golden_bytes(name)) {
+        for (sample, (_, bytes)) in samples.list.iter().zip(golden_bytes(name, &samples)) {
             if sample.form != Form::Choice {
                 continue;
             }
@@ -165,7 +149,7 @@ fn variants_of_newer_writers_are_refused() {
 #[test]
 fn truncated_golden_messages_are_never_read_as_themselves() {
     for (name, samples) in golden_files() {
-        for (sample, (_, bytes)) in samples.list.iter().zip(golden_bytes(name)) {
+        for (sample, (_, bytes)) in samples.list.iter().zip(golden_bytes(name, &samples)) {
             for length in 0..bytes.len() {
                 assert_ne!(sample.is_read_from(&bytes[..length]), Ok(true), "{}, {length} bytes", sample.name);
             }
@@ -176,7 +160,7 @@ fn truncated_golden_messages_are_never_read_as_themselves() {
 /// The table in `frame.rs`, byte for byte.
 #[test]
 fn frame_and_trailer_stand_where_the_table_says() {
-    let golden = golden_bytes("protocol_fragment.hex");
+    let golden = golden_bytes("protocol_fragment.hex", &samples::fragment::samples());
     let (short, encrypted) = (&golden[0].1, &golden[1].1);
     let n = short.len();
     assert!(short[..200].iter().enumerate().all(|(at, byte)| *byte == at as u8));

@@ -3,6 +3,9 @@
 
 #![allow(clippy::disallowed_methods)]
 
+#[path = "../../../tests/format/golden.rs"]
+mod golden;
+
 use plinth_protocol::stripe::{Code, FragmentHeader, Owner, Sealing, StripeRef};
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{BucketId, FragmentId, PgId, StripeId, UploadId, WriterId};
@@ -11,8 +14,6 @@ use plinth_storage::checkpoint::{
 };
 use plinth_storage::tombstone::TombstoneBody;
 use plinth_storage::{DeadRecord, IndexEntry, Place};
-
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/format/storage_records.hex");
 
 /// The lines of `bytes`, 32 bytes each behind their offset, without those that are all zeros.
 fn hex(name: &str, bytes: &[u8]) -> String {
@@ -62,7 +63,7 @@ fn header() -> FragmentHeader {
     }
 }
 
-fn golden() -> String {
+fn records() -> String {
     let entries = [
         IndexEntry { fragment: fragment(1), place: place(7), quarantined: false },
         IndexEntry { fragment: fragment(2), place: place(8), quarantined: true },
@@ -106,12 +107,7 @@ fn golden() -> String {
 
 #[test]
 fn record_bodies_are_those_of_the_golden_file() {
-    let found = golden();
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::write(GOLDEN, &found).expect("the golden file can be written");
-    }
-    let golden = std::fs::read_to_string(GOLDEN).expect("the golden file is there");
-    assert_eq!(found, golden, "the format has changed: old disks could not be read");
+    golden::assert_golden("storage_records.hex", &records());
 }
 
 #[test]

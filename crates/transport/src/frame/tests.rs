@@ -2,7 +2,11 @@ use super::*;
 use plinth_protocol::Role;
 use plinth_protocol::buffer::BLOCK_BYTES;
 use proptest::prelude::*;
-use std::path::PathBuf;
+
+#[path = "../../../../tests/format/golden.rs"]
+mod golden;
+
+const GOLDEN: &str = "transport_frames.hex";
 
 fn bytes_of(frame: &OutFrame) -> Vec<u8> {
     let mut bytes = frame.prefix.to_vec();
@@ -51,6 +55,10 @@ fn samples() -> Vec<(&'static str, OutFrame)> {
     ]
 }
 
+fn samples_text() -> String {
+    samples().iter().map(|(name, frame)| format!("# {name}\n{}", to_hex(&bytes_of(frame)))).collect()
+}
+
 fn to_hex(bytes: &[u8]) -> String {
     let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     digits.chunks(32).map(|line| line.concat() + "\n").collect()
@@ -58,20 +66,12 @@ fn to_hex(bytes: &[u8]) -> String {
 
 #[test]
 fn frames_are_those_of_the_golden_file() {
-    let text: String =
-        samples().iter().map(|(name, frame)| format!("# {name}\n{}", to_hex(&bytes_of(frame)))).collect();
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/format/transport_frames.hex");
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &text).unwrap();
-    }
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    golden::assert_golden(GOLDEN, &samples_text());
 }
 
 #[test]
 fn golden_bytes_decode_to_what_was_meant() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/format/transport_frames.hex");
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = golden::golden(GOLDEN, &samples_text());
     let digits: String = text.lines().filter(|line| !line.starts_with('#')).collect();
     let bytes: Vec<u8> =
         (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect();
