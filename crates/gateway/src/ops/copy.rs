@@ -4,17 +4,16 @@
 use http::Response;
 use plinth_protocol::meta::{Command, ObjectQuery, ObjectView, Outcome, PutObject, PutPart, Query, Reply};
 use plinth_protocol::object::{
-    Body as Place, BucketRow, Checksum, ChecksumAlgorithm, Etag, KEY_BYTES_MAX, ObjectBody, ObjectRow, PartRow,
-    StoredHeaders,
+    Body as Place, BucketRow, Checksum, ChecksumAlgorithm, Etag, KEY_BYTES_MAX, ObjectBody, ObjectRow, StoredHeaders,
 };
 use plinth_protocol::stripe::Owner;
-use plinth_protocol::{BucketId, HybridTime, RequestId};
+use plinth_protocol::{BucketId, HybridTime};
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::multipart::{open_upload, part_algorithm, part_number, upload_id};
+use super::multipart::{open_upload, part_algorithm, part_number, part_row, upload_id};
 use super::{decided, put_replayed, unexpected};
 use crate::checksum::{self, BodyDigest, BodySums};
 use crate::conditions::{self, Verdict};
@@ -296,14 +295,7 @@ pub(super) async fn upload_part_copy<S: Store>(call: &mut Call<'_, S>) -> S3Resu
     let work = async move {
         let owner = Owner { bucket, key: key.clone(), upload: Some(upload), part: Some(number), ordinal: 0, offset: 0 };
         let (digest, place) = transfer(&store, &source, bytes, owner, sums).await?;
-        let part = PartRow {
-            size_bytes: digest.size_bytes,
-            md5: digest.md5,
-            modified: HybridTime(0),
-            checksum: digest.checksum,
-            body: place,
-            request: RequestId(0),
-        };
+        let part = part_row(digest, place);
         let token = token.map(|token| {
             token.complete(|hash| {
                 hash.field(&upload.0.to_le_bytes()).field(&number.to_le_bytes()).field(&part.md5);

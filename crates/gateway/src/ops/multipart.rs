@@ -6,7 +6,7 @@ use plinth_protocol::meta::{
     AbortUpload, Command, CompletePart, CompleteUpload, CreateUpload, Outcome, PutPart, Query, Reply, UploadQuery,
 };
 use plinth_protocol::object::{
-    Checksum, ChecksumAlgorithm, ChecksumKind, Etag, ObjectRow, PART_NUMBER_MAX, PartRow, UploadRow,
+    Body as Place, Checksum, ChecksumAlgorithm, ChecksumKind, Etag, ObjectRow, PART_NUMBER_MAX, PartRow, UploadRow,
 };
 use plinth_protocol::stripe::Owner;
 use plinth_protocol::{HybridTime, RequestId, UploadId};
@@ -14,7 +14,7 @@ use plinth_protocol::{HybridTime, RequestId, UploadId};
 use super::copy::{Done, answer_when_done};
 use super::put::receive;
 use super::{decided, put_checksum, put_etag, put_replayed, unexpected};
-use crate::checksum::{self, ALGORITHMS};
+use crate::checksum::{self, ALGORITHMS, BodyDigest};
 use crate::conditions;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::{COMMIT_WAIT_MAX, Call};
@@ -110,6 +110,18 @@ pub(super) async fn create<S: Store>(call: &mut Call<'_, S>) -> S3Result<Respons
     Ok(response)
 }
 
+/// Returns the row of a part whose bytes are stored; the shard stamps it.
+pub(super) fn part_row(digest: BodyDigest, place: Place) -> PartRow {
+    PartRow {
+        size_bytes: digest.size_bytes,
+        md5: digest.md5,
+        modified: HybridTime(0),
+        checksum: digest.checksum,
+        body: place,
+        request: RequestId(0),
+    }
+}
+
 /// UploadPart.
 pub(super) async fn upload_part<S: Store>(call: &mut Call<'_, S>) -> S3Result<Response<Body>> {
     let bucket = call.bucket()?.bucket;
@@ -127,15 +139,7 @@ pub(super) async fn upload_part<S: Store>(call: &mut Call<'_, S>) -> S3Result<Re
     }
     let owner = Owner { bucket, key: key.clone(), upload: Some(upload), part: Some(number), ordinal: 0, offset: 0 };
     let (digest, place) = receive(call, owner, &claims, algorithm).await?;
-    let part = PartRow {
-        size_bytes: digest.size_bytes,
-        md5: digest.md5,
-        // Stamped by the shard.
-        modified: HybridTime(0),
-        checksum: digest.checksum,
-        body: place,
-        request: RequestId(0),
-    };
+    let part = part_row(digest, place);
     let token = token.map(|token| {
         token.complete(|hash| {
             hash.field(&upload.0.to_le_bytes()).field(&number.to_le_bytes()).field(&part.md5);
