@@ -91,7 +91,7 @@ const ROWS: [Row; 14] = [
     row("GET 4 KiB", Operation::Get, "bench-small", 4 * KIB, 16, Bar::CpuMsMax(0.15)),
     row("HEAD", Operation::Head, "bench-small", 4 * KIB, 16, Bar::None),
     row("PUT 1 MiB", Operation::Put, "bench-1m", MIB, 8, Bar::CpuPerGibMax(5.0)),
-    row("PUT 1 MiB, more clients", Operation::Put, "bench-1m", MIB, 32, Bar::None),
+    row("PUT 1 MiB, more clients", Operation::Put, "bench-1m", MIB, 32, Bar::CpuPerGibMax(5.0)),
     row("GET 1 MiB", Operation::Get, "bench-1m", MIB, 8, Bar::CpuPerGibMax(2.0)),
     row("PUT 64 MiB", Operation::Put, "bench-64m", 64 * MIB, 4, Bar::None),
     row("GET 64 MiB", Operation::Get, "bench-64m", 64 * MIB, 4, Bar::CpuPerGibMax(2.0)),
