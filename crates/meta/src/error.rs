@@ -63,7 +63,9 @@ impl From<crate::state::StateError> for MetaError {
         match error {
             StateError::Io { context, source } => MetaError::Io { context, source },
             StateError::Row { .. } => MetaError::Corrupt(error.to_string()),
-            StateError::Database(_) | StateError::Stopped(_) => MetaError::Database(error.to_string()),
+            StateError::Database(_) | StateError::Stalled | StateError::Stopped(_) => {
+                MetaError::Database(error.to_string())
+            }
         }
     }
 }

@@ -126,9 +126,11 @@ impl MetaNode {
             Some(log) => log.stat().await.unwrap_or_default(),
             None => Default::default(),
         };
-        let groups = self.inner.open_groups().iter().map(|group| group_stats(group)).collect();
+        // The sizes of the databases' files are asked of the file system.
+        let groups = self.inner.open_groups();
+        let counted = tokio::task::spawn_blocking(move || groups.iter().map(|group| group_stats(group)).collect());
         MetaStats {
-            groups,
+            groups: counted.await.unwrap_or_default(),
             log_batches: log.journal.batches,
             log_records: log.journal.records,
             log_bytes_written: log.journal.bytes,

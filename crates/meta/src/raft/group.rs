@@ -378,7 +378,13 @@ impl RaftGroup {
         if !overrules(&standing, &begin.vote) {
             let (files, folder) = (self.wires.files.clone(), self.folder.clone());
             let incoming = blocking(move || Incoming::begin(files, &folder, begin.transfer)).await?;
-            *self.incoming.lock().await = Some(incoming);
+            // One that broke off goes with its files: that takes long.
+            let before = self.incoming.lock().await.replace(incoming);
+            blocking(move || {
+                drop(before);
+                Ok(())
+            })
+            .await?;
         }
         Ok(standing.to_bytes())
     }

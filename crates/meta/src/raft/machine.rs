@@ -9,7 +9,7 @@ use crate::batch::decode_batch;
 use crate::files::Files;
 use crate::log::LogId;
 use crate::log::engine::lock;
-use crate::state::{Applied, LogPosition, Machine, Reader, RocksMemory, RocksStore};
+use crate::state::{Applied, LogPosition, Machine, Reader, RocksMemory, RocksStore, StateError};
 use futures_util::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -19,6 +19,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How long an entry waits for a database that asks for time before it is tried again.
+const STALL_PAUSE: Duration = Duration::from_millis(5);
 
 /// A snapshot with what it holds.
 pub(crate) type RaftSnapshot = openraft::Snapshot<RaftLeaderId, u64, openraft::impls::BasicNode, SnapshotFolder>;
@@ -192,13 +196,26 @@ impl ShardMachine {
             .ok_or_else(|| io::Error::other("the replica lost its database while a snapshot was installed"))
     }
 
-    fn apply_batch(
+    /// Takes a step of the machine; where the database asks for time, again a little later.
+    async fn take<R>(
+        &mut self,
+        mut step: impl FnMut(&mut Machine<RocksStore>) -> Result<R, StateError>,
+    ) -> Result<R, io::Error> {
+        loop {
+            match step(self.machine()?) {
+                Err(StateError::Stalled) => tokio::time::sleep(STALL_PAUSE).await,
+                taken => return Ok(taken.map_err(MetaError::from)?),
+            }
+        }
+    }
+
+    async fn apply_batch(
         &mut self,
         at: LogPosition,
         payload: &[u8],
     ) -> Result<Vec<plinth_protocol::meta::Outcome>, io::Error> {
         let (time, mutations) = decode_batch(payload)?;
-        let outcomes = self.machine()?.apply(at, time, &mutations).map_err(MetaError::from)?;
+        let outcomes = self.take(|machine| machine.apply(at.clone(), time, &mutations)).await?;
         if let Some(hook) = &self.shard.hook
             && mutations.iter().any(changes_registry)
         {
@@ -237,16 +254,17 @@ impl RaftStateMachine<Config> for ShardMachine {
             let mut bytes = 0;
             let outcomes = match entry.payload {
                 EntryPayload::Blank => {
-                    self.machine()?.apply_blank(at).map_err(MetaError::from)?;
+                    self.take(|machine| machine.apply_blank(at.clone())).await?;
                     Vec::new()
                 }
                 EntryPayload::Normal(batch) => {
                     bytes = batch.0.len() as u64;
-                    self.apply_batch(at, &batch.0)?
+                    self.apply_batch(at, &batch.0).await?
                 }
                 EntryPayload::Membership(membership) => {
                     let stored = StoredMembership::new(Some(entry.log_id), membership);
-                    self.machine()?.apply_membership(at, &encode_stored(&stored)).map_err(MetaError::from)?;
+                    let stored = encode_stored(&stored);
+                    self.take(|machine| machine.apply_membership(at.clone(), &stored)).await?;
                     Vec::new()
                 }
             };
@@ -270,9 +288,14 @@ impl RaftStateMachine<Config> for ShardMachine {
         // Let go of the old database only when the new one stands: a failure leaves the old one in service.
         let (shard, meta) = (self.shard.clone(), meta.clone());
         let Installed { machine, old } = blocking(move || shard.install(&meta, folder)).await?;
-        // The old database closes, unless a reader still uses it; then its files go.
-        self.machine = Some(machine);
-        drop(old);
+        // The old database closes, unless a reader still uses it; then its files go. Either may take long.
+        let replaced = self.machine.replace(machine);
+        blocking(move || {
+            drop(replaced);
+            drop(old);
+            Ok(())
+        })
+        .await?;
         Ok(())
     }
 

@@ -254,10 +254,17 @@ impl RaftNetworkV2<Config> for Network {
         tracing::info!(group = %self.group, peer = %self.target, last = ?words.last, "sending snapshot");
         let send = self.send_snapshot(from_raft_vote(&vote), words, folder.path());
         let cancelled = std::pin::pin!(cancel);
-        tokio::select! {
-            sent = send => Ok(SnapshotResponse::new(to_raft_vote(&sent.map_err(streaming_error)?))),
+        let sent = tokio::select! {
+            sent = send => sent.map(|standing| SnapshotResponse::new(to_raft_vote(&standing))).map_err(streaming_error),
             closed = cancelled => Err(StreamingError::Closed(closed)),
-        }
+        };
+        // The checkpoint goes with its files, the last names of large ones among them.
+        let removed = blocking(move || {
+            drop(snapshot);
+            Ok(())
+        });
+        removed.await.map_err(|error| streaming_error(error.into()))?;
+        sent
     }
 
     async fn transfer_leader(

@@ -28,6 +28,10 @@ pub enum StateError {
         #[source]
         source: std::io::Error,
     },
+    /// The database asks for time: flushes or compactions have to catch up. Nothing was written; the same entry may be
+    /// applied again.
+    #[error("the database asks for time")]
+    Stalled,
     /// An earlier error stopped this replica.
     #[error("replica stopped after an earlier error: {0}")]
     Stopped(String),
@@ -37,7 +41,9 @@ impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
         let kind = match &error {
             StateError::Row { .. } => FailureKind::Corrupt,
-            StateError::Database(_) | StateError::Io { .. } | StateError::Stopped(_) => FailureKind::Unavailable,
+            StateError::Database(_) | StateError::Io { .. } | StateError::Stalled | StateError::Stopped(_) => {
+                FailureKind::Unavailable
+            }
         };
         Failure::new(kind, error.to_string())
     }

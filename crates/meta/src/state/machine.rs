@@ -134,6 +134,7 @@ impl<S: Store> Machine<S> {
         let done = self.commit(&at, now, body);
         match &done {
             Ok(_) => (self.position, self.time) = (Some(at), now),
+            Err(StateError::Stalled) => {}
             Err(error) => self.stopped = Some(error.to_string()),
         }
         done

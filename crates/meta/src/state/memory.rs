@@ -28,6 +28,8 @@ pub struct MemoryStore {
 struct State {
     current: Families,
     flushed: Families,
+    /// Writes still to be refused, as RocksDB refuses them while it catches up.
+    stalls: u32,
 }
 
 impl MemoryStore {
@@ -40,6 +42,11 @@ impl MemoryStore {
     pub fn crash(&self) {
         let mut state = self.lock();
         state.current = state.flushed.clone();
+    }
+
+    /// Refuses the next writes: the database asks for time.
+    pub fn stall(&self, writes: u32) {
+        self.lock().stalls = writes;
     }
 
     /// Makes a store of the rows that [`Store::checkpoint`] wrote into `folder`.
@@ -68,6 +75,10 @@ impl Store for MemoryStore {
 
     fn write(&self, batch: &Batch) -> Result<(), StateError> {
         let mut state = self.lock();
+        if let Some(left) = state.stalls.checked_sub(1) {
+            state.stalls = left;
+            return Err(StateError::Stalled);
+        }
         for (family, key, value) in batch.changes() {
             let rows = Arc::make_mut(&mut state.current[family as usize]);
             match value {

@@ -11,8 +11,8 @@ use librocksdb_sys as ffi;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRawIterator, FlushOptions, LruCacheOptions, Options, ReadOptions, ReadTier, Snapshot,
-    WriteBatch, WriteBufferManager, WriteOptions,
+    DBCompressionType, DBRawIterator, ErrorKind, FlushOptions, LruCacheOptions, Options, ReadOptions, ReadTier,
+    Snapshot, WriteBatch, WriteBufferManager, WriteOptions,
 };
 use std::ffi::{CStr, c_char};
 use std::path::Path;
@@ -33,11 +33,17 @@ const ARENA_BLOCK_BYTES: usize = 128 << 10;
 /// Bytes of a block of rows before compression: walks like large blocks, single reads small ones.
 const WALK_BLOCK_BYTES: usize = 16 << 10;
 const READ_BLOCK_BYTES: usize = 4 << 10;
-/// Least bytes of a value of [`Family::Bodies`] that stands in a file of its kind, outside the sorted ones: it is
-/// written once, and compactions move its key alone.
+/// Least bytes of a value of [`Family::Bodies`] that stands apart, in a file of bodies alone: compactions move its
+/// key, and write the body itself again only where its file is one of the oldest.
 const BODY_BYTES_APART: u64 = 1 << 10;
-/// Part of dead bytes in the oldest of those files from which they are written anew.
+/// Part of the files of bodies, the oldest, whose living bodies each compaction that meets their keys moves into a new
+/// file: so the room of dead ones comes back, and small files become large ones. A larger part costs more than it
+/// frees (decision 15 of ARCHITECTURE.md).
+const BODIES_MOVED: f64 = 0.05;
+/// Part of dead bytes in those files from which they are compacted although nothing else asks for it.
 const BODIES_DEAD_MAX: f64 = 0.5;
+/// Bytes that such a move reads at once.
+const BODIES_READ_BYTES: u64 = 2 << 20;
 /// Part of a write buffer that is a filter of its keys, in families where most lookups find nothing.
 const BUFFER_FILTER_RATIO: f64 = 0.02;
 /// Bloom filter bits per key: about 1 % of the lookups of absent keys read a block.
@@ -114,6 +120,7 @@ impl RocksStore {
     fn around(db: DB) -> Self {
         let mut write = WriteOptions::default();
         write.disable_wal(true);
+        write.set_no_slowdown(true);
         RocksStore { db, write, failed: AtomicBool::new(false) }
     }
 
@@ -149,8 +156,14 @@ fn database_options(memory: &RocksMemory) -> Options {
     options.set_keep_log_file_num(INFO_LOGS);
     options.set_max_log_file_size(INFO_LOG_BYTES);
     options.set_stats_dump_period_sec(0);
-    // SAFETY: the pointer is that of a live `Options`, used within this call.
-    unsafe { ffi::rocksdb_options_set_max_bgerror_resume_count(options.as_raw_ptr(), 0) };
+    // SAFETY: the pointers are those of a live `Options` and of a factory that is made here; the options keep what it
+    // holds, and it is destroyed once.
+    unsafe {
+        ffi::rocksdb_options_set_max_bgerror_resume_count(options.as_raw_ptr(), 0);
+        let checksums = ffi::rocksdb_file_checksum_gen_crc32c_factory_create();
+        ffi::rocksdb_options_set_file_checksum_gen_factory(options.as_raw_ptr(), checksums);
+        ffi::rocksdb_file_checksum_gen_factory_destroy(checksums);
+    }
     options
 }
 
@@ -184,7 +197,9 @@ fn family_options(family: Family, memory: &RocksMemory) -> Options {
         options.set_blob_compression_type(DBCompressionType::Lz4);
         options.set_blob_cache(&memory.cache);
         options.set_enable_blob_gc(true);
+        options.set_blob_gc_age_cutoff(BODIES_MOVED);
         options.set_blob_gc_force_threshold(BODIES_DEAD_MAX);
+        options.set_blob_compaction_readahead_size(BODIES_READ_BYTES);
     }
     if matches!(family, Family::Objects | Family::Tokens) {
         options.set_memtable_prefix_bloom_ratio(BUFFER_FILTER_RATIO);
@@ -210,21 +225,6 @@ fn bottommost(family: Family) -> DBCompressionType {
     }
 }
 
-impl RocksStore {
-    /// Reads all bodies, which compares those that stand apart with their checksums: RocksDB's own verification
-    /// leaves their files out.
-    fn verify_bodies(&self) -> Result<(), StateError> {
-        let mut options = ReadOptions::default();
-        options.fill_cache(false);
-        let mut bodies = self.db.raw_iterator_cf_opt(self.family(Family::Bodies), options);
-        bodies.seek_to_first();
-        while bodies.valid() {
-            bodies.next();
-        }
-        bodies.status().map_err(failure)
-    }
-}
-
 impl Store for RocksStore {
     type View<'a> = RocksView<'a>;
 
@@ -247,7 +247,11 @@ impl Store for RocksStore {
                 }
             }
         }
-        self.fail(self.db.write_opt(out, &self.write))
+        match self.db.write_opt(out, &self.write) {
+            // Told instead of waited for: the thread may be the only one of its runtime.
+            Err(error) if error.kind() == ErrorKind::Incomplete => Err(StateError::Stalled),
+            written => self.fail(written),
+        }
     }
 
     fn flush(&self) -> Result<(), StateError> {
@@ -284,11 +288,11 @@ impl Store for RocksStore {
 
     fn verify(&self) -> Result<(), StateError> {
         let mut error: *mut c_char = std::ptr::null_mut();
-        // SAFETY: the database is open as long as `self.db` lives; the call reads its files and
-        // leaves either a null pointer or a C string of its own.
-        unsafe { ffi::rocksdb_verify_checksum(self.db.as_raw_ptr(), &mut error) };
+        // SAFETY: the database is open as long as `self.db` lives; the call reads its files, those of rows and those of
+        // bodies, past the cache, and leaves either a null pointer or a C string of its own.
+        unsafe { ffi::rocksdb_verify_file_checksums(self.db.as_raw_ptr(), &mut error) };
         if error.is_null() {
-            return self.verify_bodies();
+            return Ok(());
         }
         // SAFETY: not null, so it is the C string described above, and it is freed once, behind the copy.
         let text = unsafe {

@@ -274,21 +274,32 @@ fn database_without_a_name_is_never_thrown_away() {
     assert_eq!(files.list(&shard.database()).unwrap().len(), 3, "nothing was removed");
 }
 
-/// Real databases: each version is a checkpoint with one more entry applied.
+const BODY_KEY: &[u8] = b"body";
+
+fn body_of(version: u64) -> Vec<u8> {
+    vec![version as u8; 3000]
+}
+
+/// Real databases: each version is a checkpoint with one more entry applied, and a body of its own.
 struct Real {
     databases: Vec<Database>,
 }
 
 impl Real {
     fn make(folder: &Path) -> Real {
-        use crate::state::{LogPosition, Machine, RocksMemory, RocksStore};
+        use crate::state::{Batch, Family, LogPosition, Machine, RocksMemory, RocksStore, Store};
         let store = RocksStore::open(&folder.join("db"), &RocksMemory::default()).unwrap();
         let mut machine = Machine::open(store, plinth_protocol::GroupId(7)).unwrap();
         let databases = (1..2 + INSTALLS).map(|index| {
+            // A body of the kind that stands in a file of its own, apart from the rows.
+            let mut batch = Batch::new();
+            batch.put(Family::Bodies, BODY_KEY.to_vec(), body_of(index));
+            machine.store().write(&batch).unwrap();
             machine.apply_blank(LogPosition { term: 1, leader: plinth_protocol::NodeId(1), index }).unwrap();
             let copy = folder.join(format!("copy.{index}"));
             machine.reader().checkpoint(&copy).unwrap();
             let names = SystemFiles.list(&copy).unwrap();
+            assert!(names.iter().any(|name| name.ends_with(".blob")), "{names:?}");
             let read = |name: String| (name.clone(), SystemFiles.read(&copy.join(&name)).unwrap().unwrap());
             names.into_iter().map(read).collect()
         });
@@ -305,7 +316,7 @@ impl Versions for Real {
 
 #[test]
 fn real_database_opens_after_every_crash_state() {
-    use crate::state::{Machine, RocksMemory, RocksStore};
+    use crate::state::{Family, Machine, RocksMemory, RocksStore, Store, View};
     let folder = tempfile::tempdir().unwrap();
     let versions = Real::make(folder.path());
     let mut opened = BTreeSet::new();
@@ -327,6 +338,8 @@ fn real_database_opens_after_every_crash_state() {
             let store = RocksStore::open(&copy, &RocksMemory::default()).unwrap();
             let machine = Machine::open(store, plinth_protocol::GroupId(7)).unwrap();
             assert_eq!(machine.position().unwrap().index, version);
+            let body = machine.store().view().get(Family::Bodies, BODY_KEY).unwrap();
+            assert_eq!(body, Some(body_of(version)));
             drop(machine);
             SystemFiles.remove(&copy).unwrap();
         }

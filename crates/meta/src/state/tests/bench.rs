@@ -230,3 +230,63 @@ fn put_costs() {
         println!("PutObject 4 KiB, {entry} an entry, overwrite {overwrite}: {} ns each", (cpu_ns() - start) / PUTS);
     }
 }
+
+/// Bytes that this process has written to files.
+fn written_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap();
+    text.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+}
+
+/// Processor time of the whole process in nanoseconds: flushes and compactions have threads of their own.
+fn process_cpu_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is that of a live `timespec`.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) }, 0);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// How often a body is written until it rests: bodies that do not pack, in no order, `PLINTH_KEYS` of them (400,000).
+#[test]
+#[ignore = "a measurement of minutes that fills gigabytes"]
+fn inline_bodies_are_seldom_written_again() {
+    const ENTRY: u64 = 16;
+    let keys = std::env::var("PLINTH_KEYS").ok().and_then(|text| text.parse().ok()).unwrap_or(400_000u64);
+    let folder = tempfile::tempdir().unwrap();
+    let mut shard = open(folder.path());
+    let mut seed = 1u64;
+    let mut body = || {
+        let mut bytes = Vec::with_capacity(4096);
+        while bytes.len() < 4096 {
+            // xorshift64 (Marsaglia 2003).
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            bytes.extend_from_slice(&seed.to_le_bytes());
+        }
+        ObjectBody { headers: headers(), body: Body::Inline(Bytes::from(bytes)) }
+    };
+    let (mut stalls, mut before) = (0, (written_bytes(), process_cpu_ns()));
+    for first in (0..keys).step_by(ENTRY as usize) {
+        let mut put = |number: u64| {
+            let name = format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            Command::PutObject(PutObject { size_bytes: 4096, body: body(), ..put_inline(&name, b"") })
+        };
+        let commands: Vec<_> = (first..first + ENTRY).map(&mut put).collect();
+        let mutations: Vec<_> = commands.into_iter().map(|command| shard.mutation(command)).collect();
+        (shard.index, shard.now_ms) = (shard.index + 1, shard.now_ms + 1);
+        let (at, now) = (position(shard.index), HybridTime::from_millis(shard.now_ms));
+        while let Err(error) = shard.machine.apply(at.clone(), now, &mutations) {
+            assert!(matches!(error, crate::state::StateError::Stalled), "{error}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            stalls += 1;
+        }
+        let done = first + ENTRY;
+        if done % (keys / 4) < ENTRY {
+            let now = (written_bytes(), process_cpu_ns());
+            let written = (now.0 - before.0) as f64 / (keys / 4 * 4096) as f64;
+            let ns = (now.1 - before.1) / (keys / 4);
+            println!("{done:8} inline bodies: written {written:.2} times, {ns} ns each, {stalls} stalls");
+            before = now;
+        }
+    }
+}

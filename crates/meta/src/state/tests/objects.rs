@@ -1,6 +1,7 @@
 //! PutObject, DeleteObject, conditions, fences, fill-ins, deferred deletes.
 
 use super::*;
+use crate::state::StateError;
 use ExpectationKind::*;
 
 #[test]
@@ -228,6 +229,21 @@ fn crash_loses_only_entries_behind_the_flush_and_replay_restores_them() {
         again.apply(at.clone(), *now, mutations).unwrap();
     }
     assert_eq!(dump(&store.view()).unwrap(), before);
+}
+
+#[test]
+fn an_entry_that_the_database_has_no_time_for_is_applied_again() {
+    let mut shard = shard();
+    let mutations = vec![shard.mutation(Command::PutObject(put_inline("k", b"x")))];
+    let (at, now) = (position(10), HybridTime::from_millis(START_MS + 1));
+    shard.machine.store().stall(2);
+    let before = dump(&shard.machine.store().view()).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(shard.machine.apply(at.clone(), now, &mutations), Err(StateError::Stalled)));
+        assert_eq!(dump(&shard.machine.store().view()).unwrap(), before);
+    }
+    assert!(matches!(shard.machine.apply(at, now, &mutations).unwrap()[..], [Outcome::Object(_)]));
+    assert!(shard.object("k").is_some());
 }
 
 #[test]
