@@ -469,6 +469,9 @@ impl Journal {
 
     /// Returns the next operation for the disk.
     pub fn poll_disk(&mut self, now: Instant) -> Option<Operation> {
+        if self.operations.is_empty() {
+            self.options.pool.trim(now);
+        }
         if self.operations.is_empty() && self.fenced.is_none() {
             self.start_batch();
             self.start_create(now);

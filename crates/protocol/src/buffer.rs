@@ -27,7 +27,8 @@ pub struct AlignedBuf {
     home: Weak<BufferPool>,
 }
 
-// SAFETY: the buffer owns its memory alone; nothing in it is tied to a thread.
+// SAFETY: the buffer owns its memory alone; nothing in it is tied to a thread, its home neither, which is a mutex over
+// buffers like this.
 unsafe impl Send for AlignedBuf {}
 // SAFETY: shared access is read-only through `Deref`.
 unsafe impl Sync for AlignedBuf {}

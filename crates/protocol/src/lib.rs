@@ -5,7 +5,10 @@
 //! crate does no I/O and holds no policy; whoever changes a word here changes the format.
 //!
 //! Start at [`wire`] for how a record becomes bytes, then [`ids`], [`stripe`] and [`frame`] for
-//! the data path, [`object`] and [`meta`] for the namespace, [`map`] for the cluster.
+//! the data path, [`object`] and [`meta`] for the namespace, [`map`] for the cluster. Beside the words
+//! stands the memory in which they travel: [`buffer`] and [`pool`], which change no format.
+
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod buffer;
 pub mod frame;

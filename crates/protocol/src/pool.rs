@@ -64,17 +64,15 @@ impl BufferPool {
         Arc::new(BufferPool { free: Mutex::new(free) })
     }
 
-    /// Returns a buffer of this length that comes back here when it is dropped. Its contents are zeros or those of
-    /// an earlier payload of this node: the caller overwrites all of it before anyone sees it.
+    /// Returns a buffer of this length that comes back here when it is dropped. Its contents are zeros or what
+    /// an earlier user of it left: the caller overwrites all of it before anyone sees it.
     pub fn take(self: &Arc<Self>, length: usize) -> AlignedBuf {
         if length < POOLED_BYTES_MIN {
             return AlignedBuf::zeroed(length);
         }
         let capacity = length.next_multiple_of(GRAIN_BYTES);
-        let mut buffer = match self.lock().take(capacity..=2 * capacity) {
-            Some(buffer) => buffer,
-            None => AlignedBuf::zeroed(capacity),
-        };
+        let pooled = self.lock().take(capacity..=2 * capacity);
+        let mut buffer = pooled.unwrap_or_else(|| AlignedBuf::zeroed(capacity));
         buffer.set_home(Arc::downgrade(self));
         // The rest of the last block is written to disks together with the payload: it is zeros.
         buffer.set_len(round_up_to_block(length));

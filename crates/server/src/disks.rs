@@ -363,13 +363,11 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Registers disks and reports how full they are, until the node stops; between two reports memory that lay
-    /// unused goes back.
+    /// Registers disks and reports how full they are, until the node stops.
     pub async fn run(self, mut orders: mpsc::Receiver<ReportOrder>, mut stop: watch::Receiver<bool>) {
         let mut order: Option<ReportOrder> = None;
         let mut reported = BTreeSet::new();
         loop {
-            self.storage.trim(Instant::now());
             match self.report(&mut reported).await {
                 // An operator that no longer waits is not told.
                 Ok(()) => drop(order.take().map(|order| order.send(reported.clone()))),
@@ -471,12 +469,17 @@ mod tests {
     use super::*;
     use crate::service;
 
-    fn config(folder: &Path) -> Config {
+    /// A node's configuration with disks of these names; all its folders are there, and empty.
+    fn config(folder: &Path, disks: &[&str]) -> Config {
         let file = folder.join("plinth.toml");
         files::write_public(&file, crate::config::default_text().as_bytes()).unwrap();
         let mut config = Config::load(&file, &[]).unwrap();
         config.storage.segment_bytes = 16 << 20;
         config.storage.capacity_bytes = 16 * (16 << 20);
+        config.storage.disks = disks.iter().map(|name| folder.join(name)).collect();
+        for path in config.storage.disks.iter().chain([&config.node.data]) {
+            files::make_folder(path).unwrap();
+        }
         config
     }
 
@@ -493,10 +496,8 @@ mod tests {
     #[tokio::test]
     async fn an_empty_folder_that_held_a_disk_is_not_formatted() {
         let folder = tempfile::tempdir().unwrap();
-        let (config, identity) = (config(folder.path()), identity());
+        let (config, identity) = (config(folder.path(), &["first"]), identity());
         let (first, second) = (config.storage.disks[0].clone(), folder.path().join("extra"));
-        files::make_folder(&config.node.data).unwrap();
-        files::make_folder(&first).unwrap();
         let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         let added = add(&storage, &memory, &config, &identity, &second).await.unwrap();
@@ -525,12 +526,8 @@ mod tests {
     #[tokio::test]
     async fn swapped_disks_are_used_where_they_are() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut config, identity) = (config(folder.path()), identity());
+        let (config, identity) = (config(folder.path(), &["one", "two"]), identity());
         let [one, two, aside] = ["one", "two", "aside"].map(|name| folder.path().join(name));
-        config.storage.disks = vec![one.clone(), two.clone()];
-        for path in [&config.node.data, &one, &two] {
-            files::make_folder(path).unwrap();
-        }
         let memory = load(&config);
         open(&config, &identity, &memory).await.unwrap().shutdown().await;
         let before = (memory.at(&one).unwrap().id, memory.at(&two).unwrap().id);
@@ -547,12 +544,8 @@ mod tests {
     #[tokio::test]
     async fn disks_that_the_last_process_still_holds_are_waited_for() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut config, identity) = (config(folder.path()), identity());
+        let (config, identity) = (config(folder.path(), &["one", "two"]), identity());
         let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
-        config.storage.disks = vec![one.clone(), two.clone()];
-        for path in [&config.node.data, &one, &two] {
-            files::make_folder(path).unwrap();
-        }
         let memory = load(&config);
         open(&config, &identity, &memory).await.unwrap().shutdown().await;
         // First one disk is held, then both.
@@ -573,9 +566,7 @@ mod tests {
     #[tokio::test]
     async fn a_folder_is_added_once_and_by_its_whole_path() {
         let folder = tempfile::tempdir().unwrap();
-        let (config, identity) = (config(folder.path()), identity());
-        files::make_folder(&config.node.data).unwrap();
-        files::make_folder(&config.storage.disks[0]).unwrap();
+        let (config, identity) = (config(folder.path(), &["d1"]), identity());
         let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         let again = add(&storage, &memory, &config, &identity, &config.storage.disks[0]).await.unwrap_err();
@@ -588,10 +579,8 @@ mod tests {
     #[tokio::test]
     async fn a_disk_that_could_not_be_written_down_is_by_the_next_order() {
         let folder = tempfile::tempdir().unwrap();
-        let (config, identity) = (config(folder.path()), identity());
+        let (config, identity) = (config(folder.path(), &["d1"]), identity());
         let extra = folder.path().join("extra");
-        files::make_folder(&config.node.data).unwrap();
-        files::make_folder(&config.storage.disks[0]).unwrap();
         let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
         // As a full file system: the draft can't be made.
@@ -614,9 +603,9 @@ mod tests {
     #[tokio::test]
     async fn a_disk_that_was_added_and_is_configured_later_is_opened_once() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut config, identity) = (config(folder.path()), identity());
+        let (mut config, identity) = (config(folder.path(), &["d1"]), identity());
         let [extra, other] = ["extra", "other"].map(|name| folder.path().join(name));
-        for path in [&config.node.data, &config.storage.disks[0], &extra, &other] {
+        for path in [&extra, &other] {
             files::make_folder(path).unwrap();
         }
         let memory = load(&config);
@@ -631,12 +620,8 @@ mod tests {
     #[tokio::test]
     async fn a_disk_that_the_cluster_refuses_silences_no_other() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut config, identity) = (config(folder.path()), identity());
-        let [one, two, gone] = ["one", "two", "gone"].map(|name| folder.path().join(name));
-        config.storage.disks = vec![one.clone(), two.clone(), gone.clone()];
-        for path in [&config.node.data, &one, &two, &gone] {
-            files::make_folder(path).unwrap();
-        }
+        let (config, identity) = (config(folder.path(), &["one", "two", "gone"]), identity());
+        let gone = folder.path().join("gone");
         open(&config, &identity, &load(&config)).await.unwrap().shutdown().await;
         files::remove_tree(&gone).unwrap();
         files::make_folder(&gone).unwrap();

@@ -166,8 +166,8 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Returns how many threads carry a node's tasks: one for each processor where the node is a gateway; else half as many, since
-/// disks, Raft log and databases have threads of their own, and each idle worker costs wake-ups.
+/// Returns how many threads carry a node's tasks: one for each processor where the node is a gateway; else half as
+/// many, since disks, Raft log and databases have threads of their own, and each idle worker costs wake-ups.
 fn workers_of(config: &Config) -> usize {
     if config.has_role(RoleName::Gateway) { processors() } else { (processors() / 2).max(1) }
 }

@@ -299,11 +299,6 @@ impl StorageNode {
         metrics.collect()
     }
 
-    /// Gives memory back to the system that the disks have not used of late; for a call every few seconds.
-    pub fn trim(&self, now: Instant) {
-        self.shared.engine.journal.pool.trim(now.into_std());
-    }
-
     /// Returns the bytes of requests in flight, all disks together.
     pub fn bytes_in_flight(&self) -> u64 {
         self.shared.budget.used_bytes()
