@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Smaller buffers come from the allocator: it keeps their memory itself.
 pub const POOLED_BYTES_MIN: usize = 64 << 10;
-/// Bytes that one pool keeps unused.
+/// Bytes that one pool keeps unused. Of one in use, up to four times the bytes that were asked for may be taken, where
+/// they are few: bounds on bytes in flight count what was asked for.
 pub const POOL_BYTES_MAX: usize = 24 << 20;
 /// Time between two trims.
 const TRIM_INTERVAL: Duration = Duration::from_secs(4);
