@@ -1,6 +1,6 @@
 //! One running group: a replica with its log, its machine and its peers, in our own words.
 
-use super::machine::{Shard, ShardMachine, SnapshotFolder, blocking};
+use super::machine::{Shard, ShardMachine, SnapshotFolder, blocking, drop_blocking};
 use super::message::{
     AppendReply, AppendWords, BallotReply, BallotWords, Change, LogPair, RaftCall, SnapshotBegin, SnapshotChunk,
     SnapshotEnd, TransferReply, TransferWords, VotePair, nothing, open,
@@ -378,13 +378,9 @@ impl RaftGroup {
         if !overrules(&standing, &begin.vote) {
             let (files, folder) = (self.wires.files.clone(), self.folder.clone());
             let incoming = blocking(move || Incoming::begin(files, &folder, begin.transfer)).await?;
-            // One that broke off goes with its files: that takes long.
+            // One that broke off goes with its files.
             let before = self.incoming.lock().await.replace(incoming);
-            blocking(move || {
-                drop(before);
-                Ok(())
-            })
-            .await?;
+            drop_blocking(before).await?;
         }
         Ok(standing.to_bytes())
     }

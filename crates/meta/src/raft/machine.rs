@@ -288,15 +288,9 @@ impl RaftStateMachine<Config> for ShardMachine {
         // Let go of the old database only when the new one stands: a failure leaves the old one in service.
         let (shard, meta) = (self.shard.clone(), meta.clone());
         let Installed { machine, old } = blocking(move || shard.install(&meta, folder)).await?;
-        // The old database closes, unless a reader still uses it; then its files go. Either may take long.
+        // The old database closes, unless a reader still uses it; then its files go.
         let replaced = self.machine.replace(machine);
-        blocking(move || {
-            drop(replaced);
-            drop(old);
-            Ok(())
-        })
-        .await?;
-        Ok(())
+        Ok(drop_blocking((replaced, old)).await?)
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
@@ -339,4 +333,13 @@ pub(crate) async fn blocking<R: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(MetaError::Stopped(format!("blocking work ended early: {error}"))),
     }
+}
+
+/// Drops what closes a database or takes a folder along: either may take long.
+pub(crate) async fn drop_blocking(dropped: impl Send + 'static) -> Result<(), MetaError> {
+    blocking(move || {
+        drop(dropped);
+        Ok(())
+    })
+    .await
 }

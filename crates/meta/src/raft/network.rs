@@ -3,7 +3,7 @@
 //! Requests and replies carry the sender's identity; a reply from a voter that must not be heard is
 //! an error here, so that openraft never counts it.
 
-use super::machine::{RaftSnapshot, SnapshotFolder, blocking};
+use super::machine::{RaftSnapshot, SnapshotFolder, blocking, drop_blocking};
 use super::message::{
     AppendReply, AppendWords, BallotReply, BallotWords, RaftCall, RaftHeader, RaftReply, SnapshotBegin, SnapshotChunk,
     SnapshotEnd, SnapshotFile, SnapshotWords, TransferReply, TransferWords,
@@ -259,11 +259,7 @@ impl RaftNetworkV2<Config> for Network {
             closed = cancelled => Err(StreamingError::Closed(closed)),
         };
         // The checkpoint goes with its files, the last names of large ones among them.
-        let removed = blocking(move || {
-            drop(snapshot);
-            Ok(())
-        });
-        removed.await.map_err(|error| streaming_error(error.into()))?;
+        drop_blocking(snapshot).await.map_err(|error| streaming_error(error.into()))?;
         sent
     }
 
