@@ -152,13 +152,15 @@ impl MetaNode {
             task.abort();
         }
         self.inner.hand_over().await;
+        // Without the log no message opens a group behind our back.
+        let log = self.inner.log.lock().await.take();
         let groups = std::mem::take(&mut *self.inner.groups.write().unwrap_or_else(|e| e.into_inner()));
         for group in groups.values() {
             group.raft.stop().await;
             group.tasks.iter().for_each(JoinHandle::abort);
         }
         drop(groups);
-        if let Some(log) = self.inner.log.lock().await.take() {
+        if let Some(log) = log {
             // A call that is still being answered may hold on to the log.
             if tokio::time::timeout(CLOSE_MAX, log.close()).await.is_err() {
                 tracing::warn!("raft log was left open: calls are still in flight");

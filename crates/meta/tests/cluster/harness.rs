@@ -9,7 +9,7 @@ use plinth_protocol::stripe::Code;
 use plinth_protocol::*;
 use plinth_transport::{BoxFuture, Identity, LocalNetwork, Request, Response, Service};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -279,13 +279,8 @@ impl Cluster {
     /// Waits until nothing of a voter's last life holds its folder.
     pub async fn wait_unlocked(&self, node: NodeId) {
         let folder = self.folder(node);
-        let free = until(|| async {
-            let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-            let held =
-                links.filter_map(|link| std::fs::read_link(link.path()).ok()).any(|path| path.starts_with(&folder));
-            (!held).then_some(())
-        });
-        free.await.expect("the folder is let go");
+        let free = until(|| async { held(&folder).is_empty().then_some(()) }).await;
+        free.unwrap_or_else(|| panic!("the folder is not let go: {:?}", held(&folder)));
     }
 
     pub async fn run(&self, group: GroupId, command: Command) -> Outcome {
@@ -381,12 +376,28 @@ fn is_passing(kind: FailureKind) -> bool {
     matches!(kind, FailureKind::NotLeader | FailureKind::Unavailable)
 }
 
+/// Ends the voters and waits until they have let go of their folders: RocksDB's threads must not see the end of the
+/// process, nor the folders go away under them.
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
         for node in self.running() {
             self.kill(node);
         }
+        let deadline = Instant::now() + PATIENCE;
+        while !held(self.root.path()).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Files in a folder that this process holds open.
+fn held(folder: &Path) -> Vec<PathBuf> {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let paths = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+    paths.filter(|path| path.starts_with(folder)).collect()
 }
 
 fn is_locked(error: &MetaError) -> bool {

@@ -214,6 +214,23 @@ async fn rolled_back_voter_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_stops_opens_no_group_again() {
+    let cluster = Cluster::started(3).await;
+    cluster.open_bucket().await;
+    let leader = cluster.await_leader(SHARD).await;
+    let other = cluster.running().into_iter().find(|node| *node != leader).unwrap();
+    for round in 0..5 {
+        // The leader goes on sending to it, and a message opens a group that a voter does not know.
+        let (node, _) = cluster.voter(other);
+        cluster.stop(other).await;
+        assert_eq!(node.stats().await.groups.len(), 0, "in round {round}");
+        drop(node);
+        cluster.start(other).await.unwrap();
+        cluster.put(&format!("k{round}"), 100).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn voter_without_its_log_refuses_to_start() {
     let cluster = Cluster::started(1).await;
     cluster.open_bucket().await;
