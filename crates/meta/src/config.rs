@@ -38,6 +38,9 @@ pub struct MetaLimits {
     pub election_ms_max: u64,
     /// Milliseconds between two heartbeats.
     pub heartbeat_ms: u64,
+    /// Milliseconds for which a follower may learn of a commit later than it could, so that the entries behind it carry
+    /// the news; at most those between two heartbeats, which carry it too.
+    pub commit_delay_ms: u64,
     /// Bytes of mutations merged into one entry.
     pub entry_bytes_max: usize,
     /// Mutations merged into one entry.
@@ -96,6 +99,7 @@ impl Default for MetaLimits {
             election_ms_min: 500,
             election_ms_max: 1_000,
             heartbeat_ms: 250,
+            commit_delay_ms: 20,
             entry_bytes_max: 1 << 20,
             entry_mutations_max: 1_024,
             mutation_bytes_max: 2 << 20,

@@ -14,12 +14,14 @@ use crate::ledger::Ledger;
 use crate::log::record::{VoteWords, encode_entry_head};
 use crate::{MetaError, MetaLimits};
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::BasicNode;
-use openraft::network::{RPCOption, RaftNetworkFactory};
+use openraft::network::{RPCOption, RaftNetworkFactory, stream_append_sequential};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RaftNetworkV2};
 use plinth_protocol::wire::Wire;
@@ -30,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// What all calls of a node share.
 pub(crate) struct Wires {
@@ -186,6 +189,27 @@ impl Network {
     }
 }
 
+/// Passes requests on. One without entries, which only tells how far the log is committed, waits for `delay` at most:
+/// whatever comes next tells the same, and goes in its place. So a steady leader tells its followers of a commit with
+/// the entries that follow it, in one message instead of two.
+fn with_entries(
+    requests: impl Stream<Item = AppendEntriesRequest<Config>> + OptionalSend + Unpin + 'static,
+    delay: Duration,
+) -> impl Stream<Item = AppendEntriesRequest<Config>> + OptionalSend + Unpin + 'static {
+    let merged = stream::unfold(requests.fuse(), move |mut requests| async move {
+        let mut request = requests.next().await?;
+        let deadline = Instant::now() + delay;
+        while request.entries.is_empty() {
+            match timeout_at(deadline, requests.next()).await {
+                Ok(Some(next)) => request = next,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Some((request, requests))
+    });
+    Box::pin(merged)
+}
+
 /// Whether the standing vote is one under which a leader with `vote` no longer leads.
 pub(crate) fn overrules(standing: &VoteWords, vote: &VoteWords) -> bool {
     (standing.term, standing.node) > (vote.term, vote.node)
@@ -222,6 +246,18 @@ impl RaftNetworkV2<Config> for Network {
             AppendReply::HigherVote(vote) => Ok(AppendEntriesResponse::HigherVote(to_raft_vote(&vote))),
             AppendReply::Partial(last) => Ok(AppendEntriesResponse::PartialSuccess(Some(to_raft(last)))),
         }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Config>, RPCError<Config>>>, RPCError<Config>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Config>> + OptionalSend + Unpin + 'static,
+    {
+        let delay = Duration::from_millis(self.wires.limits.commit_delay_ms);
+        stream_append_sequential(self, with_entries(input, delay), option)
     }
 
     async fn vote(
@@ -299,4 +335,69 @@ fn rpc_error(failure: Failure) -> RPCError<Config> {
 
 fn streaming_error(failure: Failure) -> StreamingError<Config> {
     StreamingError::Unreachable(Unreachable::new(&failure))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::LogId;
+    use crate::log::record::{EntryKind, LogEntry};
+    use crate::raft::words::{RaftLogId, from_log_entry};
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn id(index: u64) -> RaftLogId {
+        to_raft(LogId { term: 1, leader: NodeId(1), index })
+    }
+
+    /// A request behind entry `previous`, with the `entries` after it and the news of a commit.
+    fn request(previous: u64, entries: u64, committed: u64) -> AppendEntriesRequest<Config> {
+        let entry = |index| {
+            let id = LogId { term: 1, leader: NodeId(1), index };
+            from_log_entry(LogEntry { id, kind: EntryKind::Blank, payload: Bytes::new() }).unwrap()
+        };
+        AppendEntriesRequest {
+            vote: to_raft_vote(&VoteWords { term: 1, node: NodeId(1), committed: true }),
+            prev_log_id: Some(id(previous)),
+            leader_commit: Some(id(committed)),
+            entries: (previous + 1..=previous + entries).map(entry).collect(),
+        }
+    }
+
+    /// Previous entry, number of entries and commit of each request that goes out.
+    async fn sent(requests: Vec<AppendEntriesRequest<Config>>) -> Vec<(u64, usize, u64)> {
+        let index = |id: &Option<RaftLogId>| id.as_ref().unwrap().index;
+        with_entries(stream::iter(requests), LONG)
+            .map(|request| (index(&request.prev_log_id), request.entries.len(), index(&request.leader_commit)))
+            .collect()
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_commit_goes_with_the_entries_behind_it() {
+        let requests = vec![request(5, 2, 5), request(7, 0, 6), request(7, 0, 7), request(7, 1, 7), request(8, 3, 7)];
+        assert_eq!(sent(requests).await, [(5, 2, 5), (7, 1, 7), (8, 3, 7)]);
+    }
+
+    #[tokio::test]
+    async fn a_commit_goes_alone_where_the_stream_ends() {
+        assert_eq!(sent(vec![request(5, 1, 5), request(6, 0, 6)]).await, [(5, 1, 5), (6, 0, 6)]);
+        assert_eq!(sent(vec![request(6, 0, 6)]).await, [(6, 0, 6)], "a probe is one, too");
+    }
+
+    #[tokio::test]
+    async fn a_commit_goes_alone_after_the_delay_and_nothing_is_lost_behind_it() {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let requests = stream::unfold(receiver, |mut receiver| async move {
+            let request = receiver.recv().await?;
+            Some((request, receiver))
+        });
+        let mut out = with_entries(Box::pin(requests), Duration::ZERO);
+        sender.send(request(6, 0, 6)).unwrap();
+        assert_eq!(out.next().await.unwrap().leader_commit, Some(id(6)));
+        sender.send(request(6, 1, 6)).unwrap();
+        assert_eq!(out.next().await.unwrap().entries.len(), 1);
+        drop(sender);
+        assert!(out.next().await.is_none());
+    }
 }
