@@ -11,17 +11,17 @@ use librocksdb_sys as ffi;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     AsRawPtr, BlockBasedIndexType, BlockBasedOptions, Cache, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRawIterator, ErrorKind, FlushOptions, LruCacheOptions, Options, ReadOptions, ReadTier,
-    Snapshot, WriteBatch, WriteBufferManager, WriteOptions,
+    DBCompressionType, DBRawIterator, ErrorKind, FlushOptions, Options, ReadOptions, ReadTier, Snapshot, WriteBatch,
+    WriteBufferManager, WriteOptions,
 };
 use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Logarithm of the cache's parts: few, so that each has room for large blocks.
-const CACHE_SHARD_BITS: i32 = 2;
 /// Bytes of one part of an index or filter: a lookup loads one part, never the whole of a large file's index.
 const INDEX_PART_BYTES: usize = 4096;
+/// Leaves it to the cache to learn how large its entries are.
+const ENTRY_BYTES_UNKNOWN: usize = 0;
 /// Default bytes of cached blocks, over all databases that share a [`RocksMemory`].
 pub const CACHE_BYTES: usize = 64 << 20;
 /// Default bytes of rows not yet flushed, over all databases that share a [`RocksMemory`].
@@ -55,6 +55,9 @@ const BACKGROUND_JOBS: i32 = 2;
 /// Deletions within a run of rows of a file that have it compacted: what a queue leaves at its head.
 const GRAVES_WINDOW: usize = 1024;
 const GRAVES_TRIGGER: usize = 512;
+/// Seconds for which a file of the lowest level stays as it is, although it could be written again to forget the order
+/// of its rows: that saves some bytes a row, costs a write of each, and takes their blocks out of the cache.
+const REWRITE_DELAY_S: u32 = 24 * 3600;
 /// Kept info logs of a database, and bytes of each.
 const INFO_LOGS: usize = 2;
 const INFO_LOG_BYTES: usize = 1 << 20;
@@ -71,11 +74,9 @@ pub struct RocksMemory {
 impl RocksMemory {
     /// Makes a cache and a bound for unflushed rows, in bytes.
     pub fn new(cache_bytes: usize, write_buffers_bytes: usize) -> Self {
-        let mut cache = LruCacheOptions::default();
-        cache.set_capacity(cache_bytes);
-        cache.set_num_shard_bits(CACHE_SHARD_BITS);
         RocksMemory {
-            cache: Cache::new_lru_cache_opts(&cache),
+            // Reads take no lock, and what flushes and compactions leave there goes before what was read.
+            cache: Cache::new_hyper_clock_cache(cache_bytes, ENTRY_BYTES_UNKNOWN),
             buffers: WriteBufferManager::new_write_buffer_manager(write_buffers_bytes, false),
         }
     }
@@ -211,6 +212,7 @@ fn family_options(family: Family, memory: &RocksMemory) -> Options {
     // SAFETY: the pointer is that of a live `Options`, used within these calls.
     unsafe {
         ffi::rocksdb_options_set_paranoid_file_checks(options.as_raw_ptr(), 1);
+        ffi::rocksdb_options_set_bottommost_file_compaction_delay(options.as_raw_ptr(), REWRITE_DELAY_S);
         ffi::rocksdb_options_set_memtable_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES.into());
         ffi::rocksdb_options_set_block_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES);
     }
