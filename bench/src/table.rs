@@ -28,10 +28,11 @@ pub struct TableOptions {
     /// The page to write.
     #[arg(long, default_value = "bench/RESULTS.md")]
     pub page: PathBuf,
-    /// Where the cluster lives meanwhile; must not exist. A folder beside the program unless told.
+    /// Where the two clusters live meanwhile, in folders of this name with an ending each; must not exist. Beside the
+    /// program unless told.
     #[arg(long)]
     pub dir: Option<PathBuf>,
-    /// First port of the cluster.
+    /// First port of the first cluster; the second's are a hundred higher.
     #[arg(long, default_value_t = 19_100)]
     pub base_port: u16,
     /// Seconds of each measurement.
@@ -46,7 +47,7 @@ pub struct TableOptions {
     /// One short run with a small bucket: shows that the table works, proves nothing.
     #[arg(long)]
     pub quick: bool,
-    /// Keeps the cluster's folder and logs.
+    /// Keeps the clusters' folders and logs.
     #[arg(long)]
     pub keep: bool,
 }
@@ -86,21 +87,28 @@ const REST: Duration = Duration::from_secs(5);
 /// How much slower than its twin a row may be before it counts as slower: the noise between runs on a shared machine.
 const NOISE_SHARE: f64 = 0.10;
 
-const ROWS: [Row; 14] = [
-    row("PUT 4 KiB", Operation::Put, "bench-small", 4 * KIB, 16, Bar::CpuMsMax(0.5)),
-    row("GET 4 KiB", Operation::Get, "bench-small", 4 * KIB, 16, Bar::CpuMsMax(0.15)),
-    row("HEAD", Operation::Head, "bench-small", 4 * KIB, 16, Bar::None),
-    row("PUT 1 MiB", Operation::Put, "bench-1m", MIB, 8, Bar::CpuPerGibMax(5.0)),
-    row("PUT 1 MiB, more clients", Operation::Put, "bench-1m", MIB, 32, Bar::CpuPerGibMax(5.0)),
-    row("GET 1 MiB", Operation::Get, "bench-1m", MIB, 8, Bar::CpuPerGibMax(2.0)),
-    row("PUT 64 MiB", Operation::Put, "bench-64m", 64 * MIB, 4, Bar::None),
-    row("GET 64 MiB", Operation::Get, "bench-64m", 64 * MIB, 4, Bar::CpuPerGibMax(2.0)),
-    row("PUT 64 B, few keys", Operation::Put, FEW, 64, 16, Bar::None),
-    row("GET 64 B, few keys", Operation::Get, FEW, 64, 16, Bar::None),
-    row("LIST, few keys", Operation::List, FEW, 0, 4, Bar::None),
-    row("PUT 64 B, many keys", Operation::Put, MANY, 64, 16, Bar::NotSlowerThan("PUT 64 B, few keys")),
-    row("GET 64 B, many keys", Operation::Get, MANY, 64, 16, Bar::NotSlowerThan("GET 64 B, few keys")),
-    row("LIST, many keys", Operation::List, MANY, 0, 4, Bar::ListsAsFastAs(300_000.0, "LIST, few keys")),
+/// What is measured, in this order; the rows of one line run by run in turn, so that they share the machine's hour.
+const TURNS: [&[Row]; 11] = [
+    &[row("PUT 4 KiB", Operation::Put, "bench-small", 4 * KIB, 16, Bar::CpuMsMax(0.5))],
+    &[row("GET 4 KiB", Operation::Get, "bench-small", 4 * KIB, 16, Bar::CpuMsMax(0.15))],
+    &[row("HEAD", Operation::Head, "bench-small", 4 * KIB, 16, Bar::None)],
+    &[row("PUT 1 MiB", Operation::Put, "bench-1m", MIB, 8, Bar::CpuPerGibMax(5.0))],
+    &[row("PUT 1 MiB, more clients", Operation::Put, "bench-1m", MIB, 32, Bar::CpuPerGibMax(5.0))],
+    &[row("GET 1 MiB", Operation::Get, "bench-1m", MIB, 8, Bar::CpuPerGibMax(2.0))],
+    &[row("PUT 64 MiB", Operation::Put, "bench-64m", 64 * MIB, 4, Bar::None)],
+    &[row("GET 64 MiB", Operation::Get, "bench-64m", 64 * MIB, 4, Bar::CpuPerGibMax(2.0))],
+    &[
+        row("PUT 64 B, few keys", Operation::Put, FEW, 64, 16, Bar::None),
+        row("PUT 64 B, many keys", Operation::Put, MANY, 64, 16, Bar::NotSlowerThan("PUT 64 B, few keys")),
+    ],
+    &[
+        row("GET 64 B, few keys", Operation::Get, FEW, 64, 16, Bar::None),
+        row("GET 64 B, many keys", Operation::Get, MANY, 64, 16, Bar::NotSlowerThan("GET 64 B, few keys")),
+    ],
+    &[
+        row("LIST, few keys", Operation::List, FEW, 0, 4, Bar::None),
+        row("LIST, many keys", Operation::List, MANY, 0, 4, Bar::ListsAsFastAs(300_000.0, "LIST, few keys")),
+    ],
 ];
 
 const FEW: &str = "bench-few";
@@ -117,38 +125,60 @@ const fn row(
     Row { name, operation, bucket, size, clients, bar }
 }
 
-/// Starts a cluster, measures every row and writes the page.
+/// The clusters of a table: the large bucket has one of its own, so that the others' databases stay small.
+struct Clusters {
+    small: Cluster,
+    large: Cluster,
+}
+
+impl Clusters {
+    async fn start(options: &TableOptions) -> Result<Clusters, String> {
+        let beside = options.plinth.parent().unwrap_or(Path::new(".")).join(format!("bench-{}", std::process::id()));
+        let folder = options.dir.clone().unwrap_or(beside);
+        let named = |ending| PathBuf::from(format!("{}-{ending}", folder.display()));
+        let mut small = Cluster::start(&options.plinth, &named("small"), options.base_port).await?;
+        let mut large = Cluster::start(&options.plinth, &named("large"), options.base_port + 100).await?;
+        if options.keep {
+            small.keep_folder();
+            large.keep_folder();
+        }
+        Ok(Clusters { small, large })
+    }
+
+    fn of(&self, row: &Row) -> &Cluster {
+        if row.bucket == MANY { &self.large } else { &self.small }
+    }
+}
+
+/// Starts two clusters, measures every row and writes the page.
 ///
 /// # Errors
-/// When the cluster does not start or the page cannot be written.
+/// When a cluster does not start or the page cannot be written.
 pub async fn table(mut options: TableOptions) -> Result<(), String> {
     if options.quick {
         (options.seconds, options.runs, options.keys) = (2, 1, 20_000);
     }
     // First: a demo wants a disk that the rows below have not filled.
     let demo_bytes = demo_at_rest(&options.plinth).await?;
-    let beside = options.plinth.parent().unwrap_or(Path::new(".")).join(format!("bench-{}", std::process::id()));
-    let folder = options.dir.clone().unwrap_or(beside);
-    let mut cluster = Cluster::start(&options.plinth, &folder, options.base_port).await?;
-    if options.keep {
-        cluster.keep_folder();
-    }
+    let clusters = Clusters::start(&options).await?;
     let mut measured = Vec::new();
     let mut filled: Vec<&str> = Vec::new();
-    for row in &ROWS {
-        if row.bucket == MANY && !filled.contains(&MANY) {
-            eprintln!("{} keys are written first; this takes minutes", options.keys);
-        }
-        if !filled.contains(&row.bucket) {
-            let report = load::run(plan(&cluster, &options, row, Operation::Fill), &cluster.servers("")).await?;
+    for rows in TURNS {
+        for row in rows.iter().filter(|row| !filled.contains(&row.bucket)) {
+            if row.bucket == MANY {
+                eprintln!("{} keys are written first; this takes minutes", options.keys);
+            }
+            let cluster = clusters.of(row);
+            let report = load::run(plan(cluster, &options, row, Operation::Fill), &cluster.servers("")).await?;
             eprint!("{} {report}", row.bucket);
-            filled.push(row.bucket);
         }
-        let report = median(&cluster, &options, row).await?;
-        eprint!("{}: {report}", row.name);
-        measured.push((row, report));
+        filled.extend(rows.iter().map(|row| row.bucket));
+        for (row, report) in rows.iter().zip(in_turn(&clusters, &options, rows).await?) {
+            eprint!("{}: {report}", row.name);
+            measured.push((row, report));
+        }
     }
-    let memory = memory_rows(&cluster, &options, demo_bytes).await?;
+    let memory = memory_rows(&clusters.small, &options, demo_bytes).await?;
     let text = page_part(&options, &measured, &memory);
     write_page(&options.page, &text)
 }
@@ -184,17 +214,22 @@ fn plan(cluster: &Cluster, options: &TableOptions, row: &Row, operation: Operati
     }
 }
 
-/// Measures a row several times and returns the run with the median rate.
-async fn median(cluster: &Cluster, options: &TableOptions, row: &Row) -> Result<Report, String> {
-    let mut reports = Vec::new();
+/// Measures each row several times, all of them in turn, and returns of each the run with the median rate.
+async fn in_turn(clusters: &Clusters, options: &TableOptions, rows: &[Row]) -> Result<Vec<Report>, String> {
+    let mut reports: Vec<Vec<Report>> = rows.iter().map(|_| Vec::new()).collect();
     for run in 0..options.runs.max(1) {
-        let mut plan = plan(cluster, options, row, row.operation);
-        plan.seed += run as u64;
-        reports.push(load::run(plan, &cluster.servers("")).await?);
+        for (row, reports) in rows.iter().zip(&mut reports) {
+            let cluster = clusters.of(row);
+            let mut plan = plan(cluster, options, row, row.operation);
+            plan.seed += run as u64;
+            reports.push(load::run(plan, &cluster.servers("")).await?);
+        }
     }
-    reports.sort_by(|a, b| a.operations_per_second().total_cmp(&b.operations_per_second()));
-    let middle = reports.len() / 2;
-    Ok(reports.swap_remove(middle))
+    let median = |mut reports: Vec<Report>| {
+        reports.sort_by(|a, b| a.operations_per_second().total_cmp(&b.operations_per_second()));
+        reports.swap_remove(reports.len() / 2)
+    };
+    Ok(reports.into_iter().map(median).collect())
 }
 
 /// A statement about memory: what, found, bar, all in MiB.
@@ -285,7 +320,11 @@ fn page_part(options: &TableOptions, measured: &[(&Row, Report)], memory: &[Memo
         );
     }
     let (few, many) = (keys_in(FEW, options), keys_in(MANY, options));
-    let _ = writeln!(text, "\nFew keys: {few}; many keys: {many}, objects of {}.\n", size(64));
+    let _ = writeln!(
+        text,
+        "\nFew keys: {few}; many keys: {many}, objects of {}, in a cluster of their own; each with its twin in turn.\n",
+        size(64)
+    );
     text += "| memory | MiB | bar | |\n| --- | --: | --: | --- |\n";
     for row in memory {
         let verdict = if row.found_mib <= row.bar_mib { "holds" } else { "**falls short**" };
