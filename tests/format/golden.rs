@@ -5,13 +5,18 @@
 
 use std::sync::{Mutex, PoisonError};
 
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/format/");
+/// Where the crate under test lies. Asked when the test runs: a build folder that clones share may hold a test that was
+/// compiled in another.
+fn folder() -> String {
+    let member = std::env::var("CARGO_MANIFEST_DIR").expect("cargo tells its tests");
+    format!("{member}/../../tests/format")
+}
 
 /// Returns a golden file's text; first of all writes what was found where that is asked for.
 pub fn golden(file: &str, found: &str) -> String {
     static WRITING: Mutex<()> = Mutex::new(());
     let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = format!("{FOLDER}{file}");
+    let path = format!("{}/{file}", folder());
     if std::env::var_os("PLINTH_BLESS").is_some() {
         std::fs::write(&path, found).unwrap_or_else(|error| panic!("{file} can't be written: {error}"));
     }

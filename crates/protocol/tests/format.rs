@@ -40,7 +40,7 @@ fn golden_bytes(name: &str, samples: &Samples) -> Vec<(String, Vec<u8>)> {
 /// The declarations of `macro_name!` in the crate's sources, their tests apart.
 fn declared(macro_name: &str, keyword: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
+    for file in std::fs::read_dir(Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("src")).unwrap() {
         let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
         let shipped = text.split("#[cfg(test)]").next().unwrap();
         for body in shipped.split(&format!("\n{macro_name}! {{\n")).skip(1) {
