@@ -28,6 +28,13 @@ const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Shortest time between two refreshes of the map.
 const REFRESH_GAP: Duration = Duration::from_millis(200);
 
+/// Returns a new request's id: when in the upper 48 bits, in milliseconds since 1970, chance in the lower 80. A group
+/// keeps what it remembers by this id, so new ones stand side by side, and so do those that go. A clock that errs costs
+/// this order, nothing else.
+fn fresh_request(now_ms: u64, chance: u128) -> RequestId {
+    RequestId(u128::from(now_ms) << 80 | chance >> 48)
+}
+
 impl Client {
     /// Changes a group: sends the command to the leader, again and again under one request id,
     /// until an answer comes or `deadline` passes.
@@ -42,7 +49,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<Outcome, Failure> {
         let writer = writer_of(&command);
-        let request = RequestId(self.inner.chance.u128());
+        let request = fresh_request((self.inner.config.clock)(), self.inner.chance.u128());
         let mutation = Mutation { group, request, writer, token, command };
         let outcome = match self.ask(group, &MetaRequest::Mutate(mutation), deadline).await? {
             Reply::Outcome(outcome) => outcome,
@@ -277,5 +284,19 @@ fn writer_of(command: &Command) -> Option<WriterId> {
     match body {
         Body::Stripes(stripes) => stripes.iter().map(|stripe| stripe.stripe.writer()).min(),
         Body::Inline(_) | Body::Parts(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_follow_the_clock_and_differ_by_chance() {
+        let (early, late) = (fresh_request(1_700_000_000_000, u128::MAX), fresh_request(1_700_000_000_001, 0));
+        assert!(early < late);
+        assert_eq!(early.0 >> 80, 1_700_000_000_000);
+        assert_ne!(fresh_request(5, 1 << 48), fresh_request(5, 2 << 48));
+        assert_eq!(fresh_request(u64::MAX, 0).0 >> 80, (1 << 48) - 1, "a clock that errs");
     }
 }

@@ -53,7 +53,7 @@ id!(/// One gateway incarnation: 48 bits, counted up by group 0.
     WriterId(u64) "w{}");
 id!(/// A multipart upload, drawn at random.
     UploadId(u128) "{:032x}");
-id!(/// A request, drawn at random; a repeated mutation carries the same one.
+id!(/// A request: a wall clock's milliseconds 48 bits, random 80 bits, from the top. A repeated mutation carries the same one.
     RequestId(u128) "{:032x}");
 id!(/// A stripe: writer 48 bits, sequence 56 bits, random 24 bits, from the top.
     StripeId(u128) "{:032x}");
