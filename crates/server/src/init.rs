@@ -11,7 +11,7 @@ use plinth_meta::state::placement;
 use plinth_protocol::map::*;
 use plinth_protocol::meta::{AccessKeyRow, Founding};
 use plinth_protocol::stripe::Code;
-use plinth_protocol::wire::Wire;
+use plinth_protocol::wire::{Wire, WireError};
 use plinth_protocol::*;
 use plinth_storage::FormatConfig;
 use plinth_transport::Identity;
@@ -402,9 +402,7 @@ fn write_node(
     let is_meta = node.roles.contains(&RoleName::Meta);
     if is_meta {
         write_secret(&folder.join("ca.key"), authority.key_pem().as_bytes())?;
-        let mut record = vec![FOUNDING_VERSION];
-        founding.encode(&mut record);
-        write_secret(&folder.join("founding"), &record)?;
+        write_secret(&folder.join("founding"), &encode_founding(founding))?;
     }
     if is_meta || node.roles.contains(&RoleName::Gateway) {
         write_secret(&folder.join("wrapping.key"), wrapping_key)?;
@@ -485,11 +483,25 @@ fn write_certificate(authority: &Authority, identity: &Identity, folder: &Path, 
 /// Reads the founding record that `lay` wrote.
 pub fn read_founding(file: &Path) -> Result<Founding, Trouble> {
     let bytes = files::read_secret(file).map_err(|error| file_trouble(file, error))?;
-    match bytes.split_first() {
-        Some((&FOUNDING_VERSION, record)) => Founding::decode(record)
-            .map_err(|error| Trouble::new(Exit::Failed, "E2006", format!("{}: {error}", file.display()))),
-        _ => Err(Trouble::new(Exit::Unsupported, "E2006", format!("{}: unknown version", file.display()))),
+    let trouble = |exit, what: &str| Trouble::new(exit, "E2006", format!("{}: {what}", file.display()));
+    match decode_founding(&bytes) {
+        Some(Ok(founding)) => Ok(founding),
+        Some(Err(error)) => Err(trouble(Exit::Failed, &error.to_string())),
+        None => Err(trouble(Exit::Unsupported, "unknown version")),
     }
+}
+
+/// A founding record's file: a version byte, then the record.
+fn encode_founding(founding: &Founding) -> Vec<u8> {
+    let mut file = vec![FOUNDING_VERSION];
+    founding.encode(&mut file);
+    file
+}
+
+/// Reads such a file's bytes; `None` where the version is another.
+fn decode_founding(file: &[u8]) -> Option<Result<Founding, WireError>> {
+    let record = file.strip_prefix(&[FOUNDING_VERSION])?;
+    Some(Founding::decode(record))
 }
 
 fn report(plan: &Plan, laid: &Laid) -> Report {
@@ -533,4 +545,25 @@ fn failed(error: impl ToString) -> Trouble {
 /// Returns the trouble with a file.
 pub fn file_trouble(file: &Path, error: std::io::Error) -> Trouble {
     Trouble::new(Exit::Failed, "E2009", format!("{}: {error}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Reads a file of the project.
+    #[allow(clippy::disallowed_methods)]
+    #[test]
+    fn the_founding_file_is_that_of_the_golden_file() {
+        let member = std::env::var("CARGO_MANIFEST_DIR").expect("cargo tells its tests");
+        let golden = std::fs::read_to_string(format!("{member}/../../tests/format/founding_record.hex")).unwrap();
+        let digits = golden.split_whitespace().nth(1).expect("a name and its bytes");
+        let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hexadecimal");
+        let file: Vec<u8> = (0..digits.len()).step_by(2).map(byte).collect();
+        let founding = decode_founding(&file).expect("a known version").expect("a founding record");
+        assert_eq!(encode_founding(&founding), file);
+        let mut later = file;
+        later[0] += 1;
+        assert!(decode_founding(&later).is_none(), "a later version is not guessed at");
+    }
 }

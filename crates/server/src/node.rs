@@ -33,8 +33,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 const EMBEDDED_FILL_IN_AFTER: Duration = Duration::from_millis(200);
 /// Pause between two rounds of housekeeping in a demo.
 const EMBEDDED_HOUSEKEEPING_EVERY: Duration = Duration::from_millis(500);
-/// How long in-flight requests may take at a graceful stop.
-const STOP_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long each part of the node may take at a graceful stop; above the gateway's own bound for requests in flight
+/// (25 s), so that it is the gateway that says which it cut off.
+const STOP_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Returns the wall clock: the one place of the binary that reads it.
 #[allow(clippy::disallowed_methods)]
