@@ -8,6 +8,8 @@ use serde::Serialize;
 
 /// Share of a disk's bytes at which writes stop, in percent (design, section 4).
 pub const WRITE_STOP_PERCENT: u64 = 85;
+/// Share of a disk's bytes, in percent, from which on `status` warns of the write stop.
+const WRITE_STOP_NEAR_PERCENT: u64 = 80;
 
 /// The cluster on one screen.
 #[derive(Debug, Clone, Serialize)]
@@ -155,6 +157,19 @@ fn reasons(map: &ClusterMap, view: &StatusView) -> Vec<Reason> {
     }
     for disk in map.disks.iter().filter(|disk| disk.state != State::Up) {
         add("WARN", "D201", format!("disk {} is {}", disk.name, state_text(disk.state)), "plinth disk list");
+    }
+    for disk in map.disks.iter().filter(|disk| is_serving(map, disk) && disk.size_bytes > 0) {
+        let percent = (u128::from(disk.used_bytes.unwrap_or(0)) * 100 / u128::from(disk.size_bytes)) as u64;
+        if percent >= WRITE_STOP_PERCENT {
+            let text = format!("disk {} is {percent} % full: it takes no new objects", disk.name);
+            add("CRITICAL", "D204", text, "plinth disk list");
+        } else if percent >= WRITE_STOP_NEAR_PERCENT {
+            let text = format!(
+                "disk {} is {percent} % full; from {WRITE_STOP_PERCENT} % on it takes no new objects",
+                disk.name
+            );
+            add("WARN", "D203", text, "plinth disk list");
+        }
     }
     if view.owed_stripes > 0 {
         add(
@@ -435,5 +450,120 @@ pub fn layout(map: &ClusterMap) -> LayoutView {
                 closed_groups: count(disk, true),
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plinth_protocol::map::{PlacementGroup, ShardRecord, ShardStart};
+    use plinth_protocol::meta::RaftGroupStatus;
+    use plinth_protocol::stripe::{Code, MATRIX_VANDERMONDE};
+    use plinth_protocol::{BucketId, ClusterId, DiskId, Epoch, GroupId, Incarnation, PgId};
+
+    /// Three voters and six disks on nodes of their own, all up and a tenth full.
+    fn map() -> ClusterMap {
+        let node = |id: u64, role| NodeRecord {
+            node: NodeId(id),
+            name: format!("n{id}"),
+            roles: vec![role],
+            address: String::new(),
+            incarnation: Incarnation(1),
+            state: State::Up,
+            domain: format!("h{id}"),
+            version: None,
+        };
+        let disk = |id: u64| DiskRecord {
+            disk: DiskId(u128::from(id)),
+            node: NodeId(id),
+            incarnation: Incarnation(1),
+            state: State::Up,
+            name: format!("n{id}/d0"),
+            size_bytes: 1_000,
+            used_bytes: Some(100),
+            quarantined: None,
+        };
+        let code = Code { matrix: MATRIX_VANDERMONDE, k: 3, m: 2 };
+        let (voters, storage) = ((1..=3).map(|id| node(id, Role::Meta)), (4..=9).map(|id| node(id, Role::Storage)));
+        ClusterMap {
+            cluster: ClusterId(1),
+            epoch: Epoch(1),
+            nodes: voters.chain(storage).collect(),
+            disks: (4..=9).map(disk).collect(),
+            pgs: vec![PlacementGroup {
+                pg: PgId(0),
+                generation: 1,
+                code,
+                disks: (4..=8).map(|id| DiskId(u128::from(id as u64))).collect(),
+                closed: false,
+            }],
+            shards: vec![ShardRecord {
+                group: GroupId(1),
+                start: ShardStart { bucket: BucketId(0), key: String::new() },
+                voters: (1..=3).map(NodeId).collect(),
+            }],
+            code,
+            fragment_bytes_max: 1 << 20,
+            name: "test".into(),
+            voters: (1..=3).map(NodeId).collect(),
+            feature_level: 1,
+        }
+    }
+
+    /// What the voters in `who` answer: both groups are led by the first.
+    fn raft(map: &ClusterMap, who: &[u64]) -> Vec<(NodeRecord, RaftStatus)> {
+        let group = |id| RaftGroupStatus {
+            group: id,
+            leader: Some(NodeId(who[0])),
+            term: 1,
+            last_log: 1,
+            applied: 1,
+            voters: map.voters.clone(),
+            learners: vec![],
+            matched: vec![],
+        };
+        let status = RaftStatus { groups: vec![group(GROUP_SYSTEM), group(GroupId(1))] };
+        who.iter().map(|id| (map.node(NodeId(*id)).unwrap().clone(), status.clone())).collect()
+    }
+
+    fn codes(map: &ClusterMap, who: &[u64]) -> (&'static str, Vec<&'static str>) {
+        let view = status(map, &raft(map, who), &[]);
+        (view.health, view.reasons.iter().map(|reason| reason.code).collect())
+    }
+
+    #[test]
+    fn a_whole_cluster_is_ok() {
+        assert_eq!(codes(&map(), &[1, 2, 3]), ("OK", vec![]));
+    }
+
+    #[test]
+    fn lost_voters_and_disks_are_told_by_what_more_may_be_lost() {
+        assert_eq!(codes(&map(), &[2, 3]), ("CRITICAL", vec!["M102"]), "none more may be lost");
+        let mut map = map();
+        for (at, id) in [4, 5, 6].into_iter().enumerate() {
+            map.disks[at].state = State::Down;
+            map.nodes.iter_mut().find(|node| node.node == NodeId(id)).unwrap().state = State::Down;
+            let (health, found) = codes(&map, &[1, 2, 3]);
+            assert_eq!(health == "CRITICAL", at == 2, "the code bears two");
+            assert_eq!(found.contains(&"D202"), at == 2);
+            assert_eq!(found.iter().filter(|code| **code == "D201").count(), at + 1);
+        }
+    }
+
+    #[test]
+    fn full_disks_are_told_before_and_when_they_take_no_more() {
+        let mut map = map();
+        for (used, health, expected) in [
+            (799, "OK", vec![]),
+            (800, "WARN", vec!["D203"]),
+            (849, "WARN", vec!["D203"]),
+            (850, "CRITICAL", vec!["D204"]),
+        ] {
+            map.disks[0].used_bytes = Some(used);
+            assert_eq!(codes(&map, &[1, 2, 3]), (health, expected), "{used} of 1,000 bytes");
+        }
+        map.disks[0].used_bytes = Some(u64::MAX / 16);
+        map.disks[0].size_bytes = u64::MAX / 16;
+        assert_eq!(codes(&map, &[1, 2, 3]).1, ["D204"]);
     }
 }

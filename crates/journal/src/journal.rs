@@ -579,7 +579,11 @@ impl Journal {
                 });
                 self.events.push_back(Event::Read(token, result));
             }
-            (Purpose::Create(segment), Err(DiskError::NoSpace)) => self.table.not_created(now, segment),
+            (Purpose::Create(segment), Err(DiskError::NoSpace)) => {
+                // At most one line in the time after which it is tried again.
+                tracing::warn!(disk = %self.superblock.identity.disk, "no room for a segment that the disk may have: its file system is full");
+                self.table.not_created(now, segment);
+            }
             (purpose, Err(error)) => {
                 if let Purpose::Create(segment) = purpose {
                     self.table.not_created(now, segment);
