@@ -39,7 +39,7 @@ pub struct MetaLimits {
     /// Milliseconds between two heartbeats.
     pub heartbeat_ms: u64,
     /// Milliseconds for which a follower may learn of a commit later than it could, so that the entries behind it carry
-    /// the news; at most those between two heartbeats, which carry it too.
+    /// the news; at most 50: a leader that has been removed goes on for 150 so that the others hear of it.
     pub commit_delay_ms: u64,
     /// Bytes of mutations merged into one entry.
     pub entry_bytes_max: usize,

@@ -35,6 +35,8 @@ type Raft = openraft::Raft<Config, ShardMachine>;
 
 /// Milliseconds that a removed leader goes on to lead, so that followers hear of its removal.
 const STEP_DOWN_MS: u64 = 150;
+/// Most milliseconds by which news of a commit may be late: of its removal, too.
+const COMMIT_DELAY_MS_MAX: u64 = STEP_DOWN_MS / 3;
 /// How long a snapshot may take on its way, all pieces together.
 const SNAPSHOT_TIME_MS: u64 = 6 * 3600 * 1000;
 
@@ -467,6 +469,10 @@ fn fatal_of(error: RaftError<Config>) -> Failure {
 
 /// Openraft's settings. Snapshots and purging are ordered by [`RaftGroup::keep`], never by its own policy.
 fn raft_config(group: GroupId, limits: &MetaLimits) -> Result<openraft::Config, MetaError> {
+    if limits.commit_delay_ms > COMMIT_DELAY_MS_MAX {
+        let text = format!("commit_delay_ms is {}, at most {COMMIT_DELAY_MS_MAX}", limits.commit_delay_ms);
+        return Err(MetaError::Invalid(text));
+    }
     let config = openraft::Config {
         cluster_name: format!("plinth-{group}"),
         election_timeout_min: limits.election_ms_min,

@@ -55,8 +55,10 @@ const BACKGROUND_JOBS: i32 = 2;
 /// Deletions within a run of rows of a file that have it compacted: what a queue leaves at its head.
 const GRAVES_WINDOW: usize = 1024;
 const GRAVES_TRIGGER: usize = 512;
-/// Seconds for which a file of the lowest level stays as it is, although it could be written again to forget the order
-/// of its rows: that saves some bytes a row, costs a write of each, and takes their blocks out of the cache.
+/// Seconds for which a file of the lowest level of [`Family::Objects`] and [`Family::Bodies`] stays as it is, although
+/// it could be written again to forget the order of its rows and what a reader's snapshot kept: a write of each file
+/// for some bytes, which takes its blocks out of the cache. Families of queues are written again at once: their graves
+/// would be in each walk's way.
 const REWRITE_DELAY_S: u32 = 24 * 3600;
 /// Kept info logs of a database, and bytes of each.
 const INFO_LOGS: usize = 2;
@@ -75,7 +77,9 @@ impl RocksMemory {
     /// Makes a cache and a bound for unflushed rows, in bytes.
     pub fn new(cache_bytes: usize, write_buffers_bytes: usize) -> Self {
         RocksMemory {
-            // Reads take no lock, and what flushes and compactions leave there goes before what was read.
+            // Reads take no lock. What was read twice outlives what flushes and compactions leave there; bodies that
+            // stand apart go first. RocksDB's header allows no blob cache of this kind, but their keys are of the one
+            // form that it needs, and its own stress test runs it so.
             cache: Cache::new_hyper_clock_cache(cache_bytes, ENTRY_BYTES_UNKNOWN),
             buffers: WriteBufferManager::new_write_buffer_manager(write_buffers_bytes, false),
         }
@@ -212,7 +216,9 @@ fn family_options(family: Family, memory: &RocksMemory) -> Options {
     // SAFETY: the pointer is that of a live `Options`, used within these calls.
     unsafe {
         ffi::rocksdb_options_set_paranoid_file_checks(options.as_raw_ptr(), 1);
-        ffi::rocksdb_options_set_bottommost_file_compaction_delay(options.as_raw_ptr(), REWRITE_DELAY_S);
+        if matches!(family, Family::Objects | Family::Bodies) {
+            ffi::rocksdb_options_set_bottommost_file_compaction_delay(options.as_raw_ptr(), REWRITE_DELAY_S);
+        }
         ffi::rocksdb_options_set_memtable_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES.into());
         ffi::rocksdb_options_set_block_protection_bytes_per_key(options.as_raw_ptr(), PROTECTION_BYTES);
     }
