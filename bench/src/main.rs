@@ -1,7 +1,7 @@
 //! A closed-loop load generator for any S3 server, and the bench table of Plinth.
 //!
 //! `plinth-bench run` keeps a number of clients busy with one operation and prints rates, latencies, errors and what
-//! the servers' processes cost meanwhile. `plinth-bench table` starts a cluster of separate processes and measures
+//! the servers' processes cost meanwhile. `plinth-bench table` starts two clusters of separate processes and measures
 //! every row of bench/RESULTS.md. The generator stays cheap: one thread, kept connections, bodies that are slices of
 //! one pool of random bytes, a signing key derived once a day.
 
@@ -33,7 +33,7 @@ struct Arguments {
 enum Verb {
     /// Keeps clients busy with one operation and reports.
     Run(RunOptions),
-    /// Starts a cluster, measures every row of the table and writes bench/RESULTS.md.
+    /// Starts two clusters, measures every row of the table and writes bench/RESULTS.md.
     Table(table::TableOptions),
 }
 
