@@ -22,7 +22,7 @@ pub struct StatusView {
     pub health: &'static str,
     /// Why it is not OK, each with the next command.
     pub reasons: Vec<Reason>,
-    /// Voters that answer.
+    /// Voters that answer and take part in all their groups.
     pub voters_up: usize,
     /// Voters in all.
     pub voters: usize,
@@ -30,6 +30,8 @@ pub struct StatusView {
     pub groups: usize,
     /// Groups without a leader.
     pub leaderless: usize,
+    /// Object shards that did not answer; their objects are not counted.
+    pub silent_shards: usize,
     /// Voters that may be lost more.
     pub can_lose: usize,
     /// Storage nodes that are up, and in all.
@@ -73,7 +75,8 @@ pub struct Reason {
 
 /// Judges a cluster.
 pub fn status(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], shards: &[ShardStat]) -> StatusView {
-    let answered = |id: &NodeId| raft.iter().any(|(node, _)| node.node == *id);
+    let is_whole = |status: &RaftStatus| status.groups.iter().all(|group| group.stopped.is_none());
+    let answered = |id: &NodeId| raft.iter().any(|(node, status)| node.node == *id && is_whole(status));
     let voters_up = map.voters.iter().filter(|id| answered(id)).count();
     let groups = 1 + map.shards.len();
     let led = led_groups(map, raft);
@@ -91,6 +94,7 @@ pub fn status(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], shards: &[Sha
         voters: map.voters.len(),
         groups,
         leaderless: groups.saturating_sub(led),
+        silent_shards: map.shards.len().saturating_sub(shards.len()),
         can_lose: voters_up.saturating_sub(quorum),
         storage_up: storage.iter().filter(|node| node.state == State::Up).count(),
         storage: storage.len(),
@@ -105,7 +109,7 @@ pub fn status(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], shards: &[Sha
         deferred_deletes: shards.iter().map(|shard| shard.deferred_deletes).sum(),
         version: env!("CARGO_PKG_VERSION"),
     };
-    view.reasons = reasons(map, &view);
+    view.reasons = reasons(map, raft, &view);
     view.health = if view.reasons.iter().any(|reason| reason.severity == "CRITICAL") {
         "CRITICAL"
     } else if view.reasons.is_empty() {
@@ -129,7 +133,7 @@ fn is_serving(map: &ClusterMap, disk: &DiskRecord) -> bool {
     disk.state == State::Up && map.node(disk.node).is_some_and(|node| node.state == State::Up)
 }
 
-fn reasons(map: &ClusterMap, view: &StatusView) -> Vec<Reason> {
+fn reasons(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], view: &StatusView) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let mut add = |severity, code, text: String, next: &str| {
         reasons.push(Reason { severity, code, text, next: next.to_string() });
@@ -139,10 +143,23 @@ fn reasons(map: &ClusterMap, view: &StatusView) -> Vec<Reason> {
             format!("{} of {} metadata groups have no leader: no reads, no writes", view.leaderless, view.groups);
         add("CRITICAL", "M101", text, "plinth raft status");
     }
+    if view.silent_shards > 0 {
+        let text = format!("{} of {} object shards do not answer", view.silent_shards, map.shards.len());
+        add("CRITICAL", "M103", text, "plinth raft status");
+    }
     if view.voters_up < view.voters {
-        let text =
-            format!("{} of {} metadata nodes answer; {} more may be lost", view.voters_up, view.voters, view.can_lose);
+        let text = format!(
+            "{} of {} metadata nodes take part; {} more may be lost",
+            view.voters_up, view.voters, view.can_lose
+        );
         add(if view.can_lose == 0 && view.voters > 1 { "CRITICAL" } else { "WARN" }, "M102", text, "plinth node list");
+    }
+    for (node, group) in raft.iter().flat_map(|(node, status)| status.groups.iter().map(move |group| (node, group))) {
+        if let Some(why) = &group.stopped {
+            let text =
+                format!("node {} takes part in {} no more until it is started again: {why}", node.name, group.group);
+            add("WARN", "M104", text, "plinth raft status");
+        }
     }
     for node in map.nodes.iter().filter(|node| node.state != State::Up && node.roles.contains(&Role::Storage)) {
         add("WARN", "N201", format!("node {} is {}", node.name, state_text(node.state)), "plinth node list");
@@ -459,7 +476,7 @@ mod tests {
     use plinth_protocol::map::{PlacementGroup, ShardRecord, ShardStart};
     use plinth_protocol::meta::RaftGroupStatus;
     use plinth_protocol::stripe::{Code, MATRIX_VANDERMONDE};
-    use plinth_protocol::{BucketId, ClusterId, DiskId, Epoch, GroupId, Incarnation, PgId};
+    use plinth_protocol::{BucketId, ClusterId, DiskId, Epoch, GroupId, Incarnation, PgId, WriterId};
 
     /// Three voters and six disks on nodes of their own, all up and a tenth full.
     fn map() -> ClusterMap {
@@ -521,19 +538,43 @@ mod tests {
             voters: map.voters.clone(),
             learners: vec![],
             matched: vec![],
+            stopped: None,
         };
         let status = RaftStatus { groups: vec![group(GROUP_SYSTEM), group(GroupId(1))] };
         who.iter().map(|id| (map.node(NodeId(*id)).unwrap().clone(), status.clone())).collect()
     }
 
+    fn stat() -> ShardStat {
+        let fence = WriterId(0);
+        ShardStat { objects: 1, object_bytes: 1, uploads: 0, deferred_deletes: 0, fill_ins: 0, fence, buckets: vec![] }
+    }
+
     fn codes(map: &ClusterMap, who: &[u64]) -> (&'static str, Vec<&'static str>) {
-        let view = status(map, &raft(map, who), &[]);
+        let view = status(map, &raft(map, who), &[stat()]);
         (view.health, view.reasons.iter().map(|reason| reason.code).collect())
     }
 
     #[test]
     fn a_whole_cluster_is_ok() {
         assert_eq!(codes(&map(), &[1, 2, 3]), ("OK", vec![]));
+    }
+
+    #[test]
+    fn a_replica_that_has_stopped_counts_as_lost() {
+        let map = map();
+        let mut raft = raft(&map, &[1, 2, 3]);
+        raft[2].1.groups[1].stopped = Some("no space".into());
+        let view = status(&map, &raft, &[stat()]);
+        let codes: Vec<&str> = view.reasons.iter().map(|reason| reason.code).collect();
+        assert_eq!((view.voters_up, view.can_lose, codes), (2, 0, vec!["M102", "M104"]));
+        assert!(view.reasons[1].text.contains("n3") && view.reasons[1].text.contains("no space"));
+    }
+
+    #[test]
+    fn a_shard_that_does_not_answer_is_told() {
+        let map = map();
+        let view = status(&map, &raft(&map, &[1, 2, 3]), &[]);
+        assert_eq!((view.health, view.reasons[0].code), ("CRITICAL", "M103"));
     }
 
     #[test]

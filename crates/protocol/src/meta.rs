@@ -705,6 +705,8 @@ record! {
         7 => learners: Vec<NodeId>,
         /// On the leader: the last index known to be on each peer.
         8 => matched: Vec<(NodeId, u64)>,
+        /// Why the replica has stopped, where it has: it takes part no more until its node is started again.
+        9 -> stopped: Option<String>,
     }
 }
 

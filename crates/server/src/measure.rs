@@ -8,7 +8,7 @@ use crate::observe::{Observed, Readiness};
 use crate::overview::{self, Lags, Overview};
 use crate::service::NodeService;
 use plinth_client::Client;
-use plinth_meta::MetaStats;
+use plinth_meta::{MetaStats, ReplicaState};
 use plinth_protocol::map::State;
 use plinth_protocol::meta::Query;
 use plinth_protocol::{GROUP_SYSTEM, NodeId, Role};
@@ -26,7 +26,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How often the leader of the system group counts the whole cluster, in probes.
 const OVERVIEW_EVERY_PROBES: u32 = 10;
 /// Everything that can keep a node from being ready, with how bad it is.
-const CHECKS: [(&str, &str); 3] = [("S201", "critical"), ("S202", "critical"), ("S203", "critical")];
+const CHECKS: [(&str, &str); 4] =
+    [("S201", "critical"), ("S202", "critical"), ("S203", "critical"), ("S204", "critical")];
 /// How long that answer may take before the node calls itself not ready.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -179,6 +180,10 @@ impl PartMeasures {
         if lock(&self.trouble).is_some() {
             // The socket asks for no login: where the metadata nodes are stands in the log alone.
             readiness.read.push(("S202", "metadata does not answer: no leader or no majority".into()));
+        }
+        let stopped = lock(&self.meta).groups.iter().filter(|group| group.state == ReplicaState::Stopped).count();
+        if stopped > 0 {
+            readiness.read.push(("S204", format!("{stopped} replicas here have stopped; the log says why")));
         }
         let map = client.map();
         let mut domains: Vec<&str> = map

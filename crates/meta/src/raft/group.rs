@@ -194,6 +194,7 @@ impl RaftGroup {
 
     /// Returns the replica's view of the group.
     pub(crate) fn status(&self) -> RaftGroupStatus {
+        let stopped = self.failure();
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -207,6 +208,7 @@ impl RaftGroup {
             voters: membership.voter_ids().map(NodeId).collect::<BTreeSet<_>>().into_iter().collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
             matched: matched.map(|(node, id)| (NodeId(*node), id.as_ref().map_or(0, |id| id.index))).collect(),
+            stopped,
         }
     }
 

@@ -26,11 +26,13 @@ fn group() -> RaftGroupStatus {
         voters: vec![NodeId(1), NodeId(2), NodeId(3)],
         learners: vec![NodeId(4)],
         matched: vec![(NodeId(2), 998), (NodeId(3), 1_000)],
+        stopped: None,
     }
 }
 
 fn lone_group() -> RaftGroupStatus {
-    RaftGroupStatus { leader: None, voters: vec![], learners: vec![], matched: vec![], ..group() }
+    let stopped = Some("no space left on device".into());
+    RaftGroupStatus { leader: None, voters: vec![], learners: vec![], matched: vec![], stopped, ..group() }
 }
 
 fn status() -> RaftStatus {
