@@ -1,5 +1,7 @@
-"""kill -9 under load: one process of each role in turn, two storage nodes, everything at once."""
+"""kill -9 under load: one process of each role in turn, a leader again and again, two storage nodes, everything at once."""
 
+import os
+import statistics
 import time
 
 import wire
@@ -11,6 +13,11 @@ VICTIMS = ["m1", "m2", "m3", "s1", "s4", "g1"]
 PAIRS = [("s1", "s2"), ("s3", "s4"), ("s5", "s6")]
 # Objects of this size are erasure-coded over storage nodes.
 STRIPE_BYTES_MIN = 65_000
+# How often the leader of the objects is killed, and the median time until a write succeeds again.
+LEADER_KILLS = int(os.environ.get("PLINTH_LEADER_KILLS", "5"))
+FAILOVER_SECONDS_MEDIAN_MAX = 1.5
+# The group of a new cluster's objects.
+SHARD = 1
 # Writes acknowledged before a fault begins: a run without load proves nothing.
 ACKS_MIN = 50
 
@@ -49,6 +56,33 @@ class KillOne(FaultTest):
         print(f"    {len(load.acks())} writes acknowledged, {reads} reads checked, {count} keys read back", flush=True)
         self.assertHolds(problems)
         self.done()
+
+
+class KillLeader(FaultTest):
+    client = "kill -9 of the objects' leader, several times"
+
+    def test_the_next_write_succeeds_within_the_bound_at_the_median(self):
+        with Load(self.cluster) as load:
+            seconds = [self.kill_leader(load) for _ in range(LEADER_KILLS)]
+        median = statistics.median(seconds)
+        print(f"    writes go on after {median:.2f} s at the median of {' '.join(f'{s:.2f}' for s in sorted(seconds))}", flush=True)
+        self.assertLessEqual(median, FAILOVER_SECONDS_MEDIAN_MAX)
+        self.assertHolds(load.problems())
+        problems, _ = load.check_everything()
+        self.assertHolds(problems)
+        self.done()
+
+    def kill_leader(self, load):
+        self.assertTrue(load.wait_for_acks(ACKS_MIN), f"no load before the leader dies: {load.problems()}")
+        groups = self.cluster.command("raft", "status")["items"]
+        leader = self.cluster.node(next(group["leader"] for group in groups if group["group"] == SHARD))
+        killed = time.monotonic()
+        leader.kill()
+        resumed = load.wait_for_write_since(killed, RESUME_SECONDS_MAX + 5)
+        self.assertIsNotNone(resumed, f"no write at all after kill -9 of {leader.name}")
+        leader.start()
+        self.cluster.wait_ready([leader])
+        return resumed
 
 
 class TwoDead(FaultTest):

@@ -96,9 +96,9 @@ pub struct MetaLimits {
 impl Default for MetaLimits {
     fn default() -> Self {
         MetaLimits {
-            election_ms_min: 500,
-            election_ms_max: 1_000,
-            heartbeat_ms: 250,
+            election_ms_min: 350,
+            election_ms_max: 700,
+            heartbeat_ms: 180,
             commit_delay_ms: 20,
             entry_bytes_max: 1 << 20,
             entry_mutations_max: 1_024,

@@ -494,3 +494,13 @@ fn raft_config(group: GroupId, limits: &MetaLimits) -> Result<openraft::Config, 
     };
     config.validate().map_err(|error| MetaError::Invalid(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_limits_suit_openraft() {
+        raft_config(GroupId(1), &MetaLimits::default()).unwrap();
+    }
+}
