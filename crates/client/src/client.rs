@@ -7,7 +7,7 @@ use crate::config::{ClientConfig, META_CALLS_MAX, REBUILD_BYTES_MAX};
 use crate::counters::{CounterSnapshot, Counters};
 use crate::health::{ExtraShare, Percentile95, Uptime};
 use crate::memory::{Budget, Pool};
-use crate::writer_id::WriterLease;
+use crate::writer_id::WriterSlot;
 use plinth_protocol::map::ClusterMap;
 use plinth_protocol::stripe::Code;
 use plinth_protocol::{BucketId, ClusterId, Epoch, Failure, FailureKind, GROUP_SYSTEM, GroupId, HybridTime, NodeId};
@@ -47,7 +47,7 @@ pub(crate) struct Inner {
     pub(crate) refreshing: tokio::sync::Mutex<Option<Instant>>,
     pub(crate) meta_calls: Semaphore,
     pub(crate) buckets: BucketCache,
-    pub(crate) writer: tokio::sync::Mutex<Option<Arc<WriterLease>>>,
+    pub(crate) writer: WriterSlot,
     pub(crate) write_budget: Budget,
     pub(crate) read_budget: Budget,
     /// Inputs of ranges that are being rebuilt, beside what their readers hold.
@@ -130,7 +130,7 @@ impl Inner {
             refreshing: tokio::sync::Mutex::new(None),
             meta_calls: Semaphore::new(META_CALLS_MAX),
             buckets: BucketCache::default(),
-            writer: tokio::sync::Mutex::new(None),
+            writer: WriterSlot::default(),
             write_budget: Budget::new(config.write_bytes_max),
             read_budget: Budget::new(config.read_bytes_max),
             rebuild_budget: Budget::new(REBUILD_BYTES_MAX),

@@ -1,15 +1,17 @@
 //! Calls to one disk, and what their outcomes say about it.
 
 use crate::chart::Site;
-use crate::client::{Client, unexpected};
+use crate::client::{Client, Inner, unexpected};
 use crate::counters::Timed;
+use crate::health::DiskHealth;
 use bytes::Bytes;
 use plinth_protocol::frame::verify_frames;
 use plinth_protocol::storage::{DeleteFragments, IoClass, ReadFrames, StorageAction, StorageReply, StorageRequest};
 use plinth_protocol::stripe::FragmentHeader;
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{Failure, FailureKind, FragmentId, Method};
+use plinth_protocol::{DiskId, Failure, FailureKind, FragmentId, Method, StripeId};
 use plinth_transport::{Call, Reply};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -39,6 +41,7 @@ impl Client {
         let reply = self.ask_disk(site, class, StorageAction::Put(header), Some(frames), PUT_TIMEOUT).await;
         match reply {
             Ok((StorageReply::Stored, _)) => {
+                site.health.stored();
                 self.inner.counters.times[Timed::Write as usize].note(started.elapsed());
                 Ok(())
             }
@@ -151,6 +154,32 @@ impl Client {
         }
     }
 
+    /// Gives the disk a strike: it gets no more stripes until a probe in the background has been answered.
+    pub(crate) fn strike(&self, site: &Site) {
+        site.health.strike(self.inner.uptime.ms());
+        if site.health.begins_probing() {
+            let (inner, disk, health) = (Arc::downgrade(&self.inner), site.disk, site.health.clone());
+            tokio::spawn(probe_until_back(inner, disk, health));
+        }
+    }
+
+    /// Asks the disk's thread something small. True where it answers, whatever it says, within the time that a write
+    /// would be waited for.
+    async fn probe(&self, site: &Site) -> bool {
+        let action = StorageAction::Stat(FragmentId { stripe: StripeId(0), index: 0 });
+        let header = StorageRequest { disk: site.disk, incarnation: site.incarnation, class: IoClass::Read, action };
+        let call = Call {
+            method: Method::Storage,
+            header: header.to_bytes(),
+            payload: Vec::new(),
+            deadline: self.write_patience(),
+        };
+        match self.inner.link.call(&site.peer, call).await {
+            Ok(_) => true,
+            Err(failure) => matches!(failure.kind, FailureKind::NotFound | FailureKind::Busy),
+        }
+    }
+
     /// Notes at a disk's health what a failure says about it.
     fn note_failure(&self, site: &Site, is_put: bool, failure: &Failure) {
         let now_ms = self.inner.uptime.ms();
@@ -162,10 +191,36 @@ impl Client {
             FailureKind::NotFound | FailureKind::Corrupt | FailureKind::Invalid => {}
             // Overloaded or gone, fenced, or known to us under a stale incarnation.
             _ => {
-                site.health.strike(now_ms);
+                self.strike(site);
                 tracing::debug!(disk = %site.disk, %failure, "disk failed a request");
                 self.refresh_map_soon();
             }
+        }
+    }
+}
+
+/// Probes a disk until it answers, is gone from the map, or the client has ended.
+async fn probe_until_back(inner: Weak<Inner>, disk: DiskId, health: Arc<DiskHealth>) {
+    loop {
+        let Some(pause) = inner.upgrade().map(|inner| health.probe_in(inner.uptime.ms())) else { return };
+        tokio::time::sleep(pause).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let client = Client { inner };
+        let chart = client.chart();
+        // Under another incarnation it is another disk, with a health of its own.
+        let Some(site) = chart.site(disk).filter(|site| Arc::ptr_eq(&site.health, &health)) else {
+            return health.ends_probing();
+        };
+        if !client.probe(site).await {
+            health.strike(client.inner.uptime.ms());
+            continue;
+        }
+        tracing::debug!(%disk, "disk answers again");
+        health.is_back();
+        health.ends_probing();
+        // A strike that came in between has found us still probing.
+        if !health.begins_probing() {
+            return;
         }
     }
 }

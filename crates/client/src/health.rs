@@ -2,11 +2,12 @@
 //!
 //! Only group 0 decides a disk's state; this is the client's own memory of the last seconds, so that
 //! a dead, slow or full disk costs one request a wait, not every request. A disk that failed or
-//! stalled is avoided for a while that doubles with every further strike; when the while is over,
-//! one request tries the disk again and the others go on avoiding it until that one succeeded.
+//! stalled is avoided for a while that doubles with every further strike. When the while is over,
+//! one read tries the disk again and the others go on avoiding it until that one succeeded. Writes
+//! never try: they do without the disk until a probe in the background has been answered.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -41,6 +42,14 @@ pub(crate) struct DiskHealth {
     latency_us: AtomicU64,
     strikes: AtomicU32,
     avoid_until_ms: AtomicU64,
+    /// Strikes since the last write that was answered: reads that succeed say nothing of writes.
+    write_strikes: AtomicU32,
+    /// When a probe is due.
+    probe_at_ms: AtomicU64,
+    /// No stripe goes to the disk until a probe has been answered.
+    is_out: AtomicBool,
+    /// A task probes the disk.
+    is_probed: AtomicBool,
     full_until_ms: AtomicU64,
 }
 
@@ -62,7 +71,7 @@ impl DiskHealth {
 
     /// Returns whether new stripes may go to the disk.
     pub(crate) fn takes_stripes(&self, now_ms: u64) -> bool {
-        self.is_sound(now_ms) && now_ms >= self.full_until_ms.load(Relaxed)
+        !self.is_out.load(SeqCst) && now_ms >= self.full_until_ms.load(Relaxed)
     }
 
     /// Notes a failure or a stall.
@@ -70,6 +79,39 @@ impl DiskHealth {
         let strikes = self.strikes.fetch_add(1, Relaxed).min(16);
         let avoid = (AVOID_MS_MIN << strikes).min(AVOID_MS_MAX);
         self.avoid_until_ms.fetch_max(now_ms + avoid, Relaxed);
+        let strikes = self.write_strikes.fetch_add(1, Relaxed).min(16);
+        let pause = (AVOID_MS_MIN << strikes).min(AVOID_MS_MAX);
+        self.probe_at_ms.fetch_max(now_ms + pause, Relaxed);
+        self.is_out.store(true, SeqCst);
+    }
+
+    /// Returns whether the caller shall begin to probe the disk: it is out, and nobody else does.
+    pub(crate) fn begins_probing(&self) -> bool {
+        self.is_out.load(SeqCst) && self.is_probed.compare_exchange(false, true, SeqCst, SeqCst).is_ok()
+    }
+
+    /// Returns how long to wait before the next probe.
+    pub(crate) fn probe_in(&self, now_ms: u64) -> Duration {
+        Duration::from_millis(self.probe_at_ms.load(Relaxed).saturating_sub(now_ms))
+    }
+
+    /// A probe has been answered in time: stripes may go to the disk again. A strike soon after keeps it out for
+    /// longer than the last one did.
+    pub(crate) fn is_back(&self) {
+        self.is_out.store(false, SeqCst);
+    }
+
+    /// The caller probes no more. Who strikes from now on begins anew.
+    pub(crate) fn ends_probing(&self) {
+        self.is_probed.store(false, SeqCst);
+    }
+
+    /// Notes that a write was answered in time.
+    pub(crate) fn stored(&self) {
+        if self.write_strikes.load(Relaxed) != 0 {
+            self.write_strikes.store(0, Relaxed);
+            self.is_out.store(false, SeqCst);
+        }
     }
 
     /// Notes an answer and how long it took.
@@ -188,6 +230,26 @@ mod tests {
         let disk = DiskHealth::default();
         (0..100).for_each(|_| disk.strike(0));
         assert!(disk.is_sound(AVOID_MS_MAX));
+    }
+
+    #[test]
+    fn disks_that_struck_take_stripes_only_after_a_probe() {
+        let disk = DiskHealth::default();
+        assert!(disk.takes_stripes(0) && !disk.begins_probing());
+        disk.strike(1000);
+        assert!(!disk.takes_stripes(60_000), "time alone brings no disk back");
+        assert!(disk.begins_probing() && !disk.begins_probing(), "one task probes");
+        assert_eq!(disk.probe_in(1000), Duration::from_millis(500));
+        disk.is_back();
+        disk.ends_probing();
+        assert!(disk.takes_stripes(1500));
+        // It answers reads and probes, and stalls on writes: each time it is out for longer.
+        disk.answered(Duration::from_millis(1));
+        disk.strike(2000);
+        assert_eq!(disk.probe_in(2000), Duration::from_millis(1000));
+        disk.stored();
+        disk.strike(4000);
+        assert_eq!(disk.probe_in(4000), Duration::from_millis(500), "a write that was answered is a new start");
     }
 
     #[test]

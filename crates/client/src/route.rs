@@ -53,12 +53,13 @@ impl Client {
         let mutation = Mutation { group, request, writer, token, command };
         let outcome = match self.ask(group, &MetaRequest::Mutate(mutation), deadline).await? {
             Reply::Outcome(outcome) => outcome,
-            _ => return Err(Failure::new(FailureKind::Internal, "a mutation was answered as a query")),
+            // It was answered, so it may have taken effect.
+            _ => return Err(Failure::new(FailureKind::Unknown, "a mutation was answered as a query")),
         };
         if let Outcome::Refused(refusal) = &outcome {
             match refusal.kind {
                 RefusalKind::WriterFenced => {
-                    self.retire_writer(writer).await;
+                    self.retire_writer(writer);
                     return Err(Failure::new(FailureKind::Fenced, refusal.text.clone()));
                 }
                 RefusalKind::NoSuchBucket => self.inner.buckets.clear(),
@@ -81,7 +82,7 @@ impl Client {
     async fn ask(&self, group: GroupId, request: &MetaRequest, deadline: Instant) -> Result<Reply, Failure> {
         let _turn = self.inner.meta_calls.acquire().await.expect("never closed");
         let header = request.to_bytes();
-        let mut search = Search::new(self.leader(group));
+        let mut search = Search::new(self.leader(group), matches!(request, MetaRequest::Mutate(_)));
         loop {
             let chart = self.chart();
             let Some(peer) = search.next_peer(self, &chart, group) else {
@@ -115,7 +116,9 @@ impl Client {
         let call = Call { method: Method::Meta, header, payload: Vec::new(), deadline };
         let reply = self.inner.link.call(peer, call).await?;
         self.inner.counters.times[Timed::Meta as usize].note(started.elapsed());
-        Ok(Reply::decode(&reply.header)?)
+        // Whatever it says, it is an answer: what was asked may have taken effect.
+        let unreadable = |error| Failure::new(FailureKind::Unknown, format!("an answer that can't be read: {error}"));
+        Reply::decode(&reply.header).map_err(unreadable)
     }
 
     fn leader(&self, group: GroupId) -> Option<NodeId> {
@@ -190,7 +193,9 @@ struct Search {
     cursor: Option<usize>,
     voters: usize,
     pause: Duration,
-    /// Whether the request may have taken effect.
+    /// Whether the request changes anything.
+    is_mutation: bool,
+    /// Whether an earlier try may have taken effect: no later answer but the request's own outcome takes that back.
     unknown: bool,
     last: Option<Failure>,
 }
@@ -206,10 +211,20 @@ impl Hint {
 }
 
 impl Search {
-    fn new(leader: Option<NodeId>) -> Self {
+    fn new(leader: Option<NodeId>, is_mutation: bool) -> Self {
         let pause = PAUSE_MIN;
         let hint = leader.map(|node| Hint { node, address: None });
-        Search { hint, hints_followed: 0, asked: 0, cursor: None, voters: 0, pause, unknown: false, last: None }
+        Search {
+            hint,
+            hints_followed: 0,
+            asked: 0,
+            cursor: None,
+            voters: 0,
+            pause,
+            is_mutation,
+            unknown: false,
+            last: None,
+        }
     }
 
     fn next_peer(&mut self, client: &Client, chart: &Chart, group: GroupId) -> Option<Arc<Peer>> {
@@ -249,7 +264,13 @@ impl Search {
                 self.hint = Some(Hint { node: asked, address: None });
                 return Ok(Step::Pause(Duration::from_millis(busy).clamp(PAUSE_MIN, PAUSE_MAX)));
             }
-            FailureKind::Unknown => self.unknown = true,
+            FailureKind::Unknown => self.unknown = self.is_mutation,
+            // This voter is not well; another one, or this one later, has the outcome of the try before.
+            FailureKind::NotFound | FailureKind::Corrupt | FailureKind::Internal if self.unknown => {}
+            _ if self.unknown => {
+                let text = format!("an earlier try may have taken effect; the last one: {failure}");
+                return Err(Failure::new(FailureKind::Unknown, text));
+            }
             _ => return Err(failure),
         }
         self.last = Some(failure);

@@ -94,8 +94,12 @@ impl Client {
         let sites: Vec<Arc<Site>> = (sealed.fragments.iter())
             .map(|(index, _)| chart.site(pg.disks[reference.slot(*index)]).cloned().ok_or_else(none))
             .collect::<Result<_, _>>()?;
+        let data = sealed.fragments.iter().filter(|(index, _)| *index < sealed.code.k).count();
+        let quorum = quorum(data, sealed.fragments.len() - data);
+        let spared = self.spared(&sites, sites.len() - quorum);
         let made = self.now().0;
         let puts: FuturesUnordered<_> = (sealed.fragments.iter().zip(&sites).enumerate())
+            .filter(|(position, _)| spared >> position & 1 == 0)
             .map(|(position, ((index, frames), site))| {
                 let header = FragmentHeader {
                     fragment: reference.fragment(*index),
@@ -107,32 +111,47 @@ impl Client {
                 async move { (position, put.await) }
             })
             .collect();
-        let data = sealed.fragments.iter().filter(|(index, _)| *index < sealed.code.k).count();
-        let durable = self.await_quorum(puts, quorum(data, sealed.fragments.len() - data), &sites, shunned).await?;
+        let durable = self.await_quorum(puts, quorum, &sites, spared, shunned).await?;
         let owed = (0..sealed.fragments.len()).filter(|position| durable >> position & 1 == 0);
         let missing = owed.fold(0u32, |bits, position| bits | 1 << sealed.fragments[position].0);
         reference.missing = (missing != 0).then_some(missing);
         Ok(reference)
     }
 
-    /// Waits until the stripe can be answered; returns the positions that are durable as bits.
+    /// Returns the positions, as bits, whose disks get no fragment: known not to answer, and no more of them than the
+    /// quorum can do without. They are owed their fragments; nobody waits for them.
+    fn spared(&self, sites: &[Arc<Site>], most: usize) -> u32 {
+        let now_ms = self.inner.uptime.ms();
+        let bad = |site: &Site| !site.readable || !site.health.takes_stripes(now_ms);
+        let spared = sites.iter().enumerate().filter(|(_, site)| bad(site));
+        let spared = spared.fold(0u32, |bits, (position, _)| bits | 1 << position);
+        // Where the quorum needs one of them, each gets its chance.
+        if spared.count_ones() as usize <= most { spared } else { 0 }
+    }
+
+    /// How long a stripe waits for its slowest fragment.
+    pub(crate) fn write_patience(&self) -> Duration {
+        (self.inner.write_latency.get() * WRITE_HEDGE_FACTOR).clamp(WRITE_HEDGE_MIN, WRITE_HEDGE_MAX)
+    }
+
+    /// Waits until the stripe can be answered; `spared` are the positions that were not sent. Returns the positions that are durable as bits.
     async fn await_quorum<F>(
         &self,
         mut puts: FuturesUnordered<F>,
         quorum: usize,
         sites: &[Arc<Site>],
+        spared: u32,
         shunned: &mut Vec<DiskId>,
     ) -> Result<u32, Failure>
     where
         F: Future<Output = (usize, Result<(), Failure>)>,
     {
         let started = Instant::now();
-        let patience = (self.inner.write_latency.get() * WRITE_HEDGE_FACTOR).clamp(WRITE_HEDGE_MIN, WRITE_HEDGE_MAX);
-        let hedge = tokio::time::sleep_until(started + patience);
+        let hedge = tokio::time::sleep_until(started + self.write_patience());
         let stall = tokio::time::sleep_until(started + WRITE_STALL);
         tokio::pin!(hedge, stall);
         let (mut stall_due, mut stalled) = (true, false);
-        let (mut durable, mut hedged, mut failed) = (0u32, false, 0usize);
+        let (mut durable, mut hedged, mut failed) = (0u32, false, spared.count_ones() as usize);
         let mut last_failure = None;
         loop {
             let count = durable.count_ones() as usize;
@@ -142,11 +161,11 @@ impl Client {
             }
             if hedged && count >= quorum {
                 self.inner.counters.quorums_hedged.add(1);
-                self.strike_slow(sites, durable);
+                self.strike_slow(sites, durable | spared);
                 return Ok(durable);
             }
             if stalled {
-                shunned.extend(self.strike_slow(sites, durable));
+                shunned.extend(self.strike_slow(sites, durable | spared));
                 return Err(Failure::new(FailureKind::Unavailable, "several disks are silent"));
             }
             if sites.len() - failed < quorum {
@@ -171,11 +190,11 @@ impl Client {
         }
     }
 
-    /// Gives a strike to the disks whose fragment is not durable; returns them.
-    fn strike_slow(&self, sites: &[Arc<Site>], durable: u32) -> Vec<DiskId> {
-        let slow = sites.iter().enumerate().filter(|(position, _)| durable >> position & 1 == 0);
+    /// Gives a strike to the disks whose fragment was waited for in vain; returns them.
+    fn strike_slow(&self, sites: &[Arc<Site>], excused: u32) -> Vec<DiskId> {
+        let slow = sites.iter().enumerate().filter(|(position, _)| excused >> position & 1 == 0);
         let struck = slow.map(|(_, site)| {
-            site.health.strike(self.inner.uptime.ms());
+            self.strike(site);
             site.disk
         });
         struck.collect()

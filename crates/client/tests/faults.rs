@@ -8,8 +8,9 @@ mod fakes;
 
 use fakes::*;
 use plinth_client::Client;
-use plinth_protocol::FailureKind;
+use plinth_protocol::map::State;
 use plinth_protocol::meta::{Command, DeleteObject, Outcome};
+use plinth_protocol::{Epoch, FailureKind, NodeId};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -414,4 +415,115 @@ async fn what_disks_say_of_fragments_is_not_said_of_the_object() {
     cluster.disk(12).set_mood(Mood::Conflict);
     cluster.disk(13).set_mood(Mood::Conflict);
     assert_eq!(put(&client, "key", &noise(1, SIZE)).await.unwrap_err().kind, FailureKind::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_black_holed_disk_without_a_spare_domain_costs_one_hedge_not_every_put() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(12).set_mood(Mood::Slow(Duration::from_secs(600)));
+    puts(&client, 1).await;
+    assert_eq!(client.counters().quorums_hedged, 1);
+    // Long enough for the times after which a disk was tried again by a write.
+    for number in 1..60 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let started = Instant::now();
+        let body = put(&client, &format!("key{number}"), &noise(number, SIZE)).await.unwrap();
+        assert!(started.elapsed() < Duration::from_millis(50), "put {number}: {:?}", started.elapsed());
+        assert_eq!(stripes(&body)[0].missing.unwrap().count_ones(), 1);
+    }
+    assert_eq!(client.counters().quorums_hedged, 1);
+    cluster.disk(12).set_mood(Mood::Well);
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    let body = put(&client, "later", &noise(7, SIZE)).await.unwrap();
+    assert_eq!(stripes(&body)[0].missing, None, "a probe has brought the disk back");
+    gets(&client, 60).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_group_0_has_down_is_not_waited_for() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    cluster.disk(12).set_mood(Mood::Slow(Duration::from_secs(600)));
+    {
+        let mut state = cluster.meta.state.lock().unwrap();
+        let map = state.map.as_mut().unwrap();
+        map.epoch = Epoch(2);
+        map.nodes.iter_mut().find(|node| node.node == NodeId(12)).unwrap().state = State::Down;
+    }
+    let client = cluster.client().await;
+    let started = Instant::now();
+    puts(&client, 5).await;
+    assert!(started.elapsed() < Duration::from_millis(50), "{:?}", started.elapsed());
+    assert_eq!(client.counters().quorums_hedged, 0);
+    gets(&client, 5).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_answers_and_does_not_write_is_out_for_longer_each_time() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.disk(12).set_mood(Mood::SlowWrites(Duration::from_secs(600)));
+    for number in 0..600 {
+        put(&client, &format!("key{number}"), &noise(number, SIZE)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // A minute: out for 0.5, 1, 2, 4, 8 and then 15 seconds at a time.
+    assert!(client.counters().quorums_hedged <= 9, "{:?}", client.counters());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stripes_go_on_under_the_old_writer_while_group_0_is_away() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    let first = put(&client, "key0", &noise(0, SIZE)).await.unwrap();
+    cluster.meta.no_writers.store(true, Relaxed);
+    tokio::time::sleep(plinth_client::WRITER_ROTATION + Duration::from_secs(1)).await;
+    let started = Instant::now();
+    let second = put(&client, "key1", &noise(1, SIZE)).await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(50), "{:?}", started.elapsed());
+    assert_eq!(stripes(&first)[0].stripe.writer(), stripes(&second)[0].stripe.writer());
+    cluster.meta.no_writers.store(false, Relaxed);
+    let rotated = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let body = put(&client, "key2", &noise(2, SIZE)).await.unwrap();
+            if stripes(&body)[0].stripe.writer() != stripes(&first)[0].stripe.writer() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), rotated).await.expect("the writer rotates once group 0 is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn puts_without_a_writer_share_one_failed_request() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    cluster.meta.no_writers.store(true, Relaxed);
+    let mut tasks = tokio::task::JoinSet::new();
+    let started = Instant::now();
+    for number in 0..30u64 {
+        let client = client.clone();
+        tasks.spawn(async move { put(&client, &format!("key{number}"), &noise(number, SIZE)).await });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        assert_eq!(ended.unwrap().unwrap_err().kind, FailureKind::Unavailable);
+    }
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+    cluster.meta.no_writers.store(false, Relaxed);
+    puts(&client, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_may_have_taken_effect_is_unknown_whatever_later_tries_answer() {
+    use FailureKind::*;
+    for kind in [NotFound, Corrupt, Internal, Invalid, Denied, Full, Conflict, Fenced, Unavailable] {
+        let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+        let client = cluster.client().await;
+        let body = write(&client, "key", &noise(1, SIZE), SIZE, true).await.unwrap();
+        cluster.meta.lose_answers.store(1, Relaxed);
+        *cluster.meta.after_loss.lock().unwrap() = Some(kind);
+        let failure = publish(&client, "key", SIZE, body).await.unwrap_err();
+        assert_eq!(failure.kind, Unknown, "{kind:?}: {failure}");
+    }
 }

@@ -20,6 +20,8 @@ pub enum Mood {
     Well,
     /// Every answer takes this long.
     Slow(Duration),
+    /// Every put takes this long.
+    SlowWrites(Duration),
     /// Acknowledges nothing more.
     Fenced,
     Full,
@@ -86,6 +88,8 @@ impl FakeDisk {
         match mood {
             Mood::Well | Mood::Full | Mood::Conflict => {}
             Mood::Slow(delay) => tokio::time::sleep(delay).await,
+            Mood::SlowWrites(delay) if matches!(head.action, StorageAction::Put(_)) => tokio::time::sleep(delay).await,
+            Mood::SlowWrites(_) => {}
             Mood::Fenced => return Err(Failure::new(FailureKind::Unavailable, "fenced")),
             Mood::Busy(0) => self.set_mood(Mood::Well),
             Mood::Busy(left) => {

@@ -13,7 +13,7 @@ use plinth_protocol::{
 use plinth_transport::{Request, Response};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 #[derive(Default)]
 pub struct State {
@@ -38,6 +38,11 @@ pub struct FakeMeta {
     pub wall: AtomicU64,
     /// This many mutations are applied, but their answers lost.
     pub lose_answers: AtomicUsize,
+    /// What every call is answered with once an answer has been lost.
+    pub after_loss: Mutex<Option<FailureKind>>,
+    has_lost: AtomicBool,
+    /// Nobody gets a writer id: group 0 is away.
+    pub no_writers: AtomicBool,
     pub calls: AtomicUsize,
 }
 
@@ -49,6 +54,9 @@ impl FakeMeta {
             leader: AtomicU64::new(2),
             wall: AtomicU64::new(1_700_000_000_000),
             lose_answers: AtomicUsize::new(0),
+            after_loss: Mutex::new(None),
+            has_lost: AtomicBool::new(false),
+            no_writers: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
         }
     }
@@ -61,8 +69,18 @@ impl FakeMeta {
             let failure = Failure::new(FailureKind::NotLeader, "not I");
             return Err(Failure { leader: Some(leader), leader_address: Some("there".into()), ..failure });
         }
+        if let Some(kind) = *self.after_loss.lock().unwrap()
+            && self.has_lost.load(Ordering::Relaxed)
+        {
+            return Err(Failure::new(kind, "after the loss"));
+        }
         let mut state = self.state.lock().unwrap();
         match MetaRequest::decode(&request.header)? {
+            MetaRequest::Mutate(Mutation { command: Command::RegisterWriter(_), .. })
+                if self.no_writers.load(Ordering::Relaxed) =>
+            {
+                Err(Failure::new(FailureKind::Unavailable, "group 0 is away"))
+            }
             MetaRequest::Query(query) => Ok(reply_bytes(&state.query(query.group, query.query))),
             MetaRequest::Mutate(mutation) => {
                 let known = state.outcomes.get(&mutation.request).cloned();
@@ -72,6 +90,7 @@ impl FakeMeta {
                 let lost =
                     self.lose_answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
                 if lost.is_ok() {
+                    self.has_lost.store(true, Ordering::Relaxed);
                     return Err(Failure::new(FailureKind::Unknown, "the answer was lost"));
                 }
                 Ok(reply_bytes(&Reply::Outcome(outcome)))
