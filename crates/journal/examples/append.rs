@@ -92,8 +92,14 @@ fn main() {
     let seconds = arguments.next().map_or(3.0, |text| text.parse().expect("seconds"));
     let time = Duration::from_secs_f64(seconds);
     let identity = DiskIdentity { cluster: ClusterId(1), disk: DiskId(1), incarnation: Incarnation(1) };
-    let plan =
-        Format { identity, segment_bytes: SEGMENT_BYTES, segment_count_max: 12, segment_count_initial: 12, stamp: 99 };
+    let plan = Format {
+        identity,
+        segment_bytes: SEGMENT_BYTES,
+        segment_count_max: 12,
+        segment_count_initial: 12,
+        fill: Fill::Written,
+        stamp: 99,
+    };
     let mut disk = UringDisk::create(folder.as_ref()).expect("an empty folder");
     format(&mut disk, &plan).expect("a blank disk");
     let recovery = Recovery::start(disk, Some(identity)).expect("a fresh disk");

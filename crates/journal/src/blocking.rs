@@ -1,7 +1,7 @@
 //! One operation after the other, waited for: how formatting and recovery use a disk, before there
 //! is an engine.
 
-use crate::disk::{Action, Area, Completion, Disk, DiskError, Done, OpId, Operation};
+use crate::disk::{Action, Area, Completion, Disk, DiskError, Done, Fill, OpId, Operation, SegmentIndex};
 use crate::error::JournalError;
 use bytes::Bytes;
 use plinth_protocol::buffer::AlignedBuf;
@@ -63,8 +63,8 @@ impl<D: Disk> Blocking<D> {
     }
 
     /// Makes a segment.
-    pub fn create(&mut self, segment: crate::disk::SegmentIndex, bytes: u64) -> Result<(), JournalError> {
-        let result = self.run(Action::Create { segment, bytes });
+    pub fn create(&mut self, segment: SegmentIndex, bytes: u64, fill: Fill) -> Result<(), JournalError> {
+        let result = self.run(Action::Create { segment, bytes, fill });
         first_error(&[Area::Segment(segment)], vec![result])
     }
 }

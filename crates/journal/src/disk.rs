@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// Bytes of the super area: superblock copies and floor slots.
 pub const SUPER_BYTES: u64 = 1 << 20;
+/// Most operations that a disk has in flight: the room of every implementation, so that what is tried on the simulated
+/// disk meets the bounds of the real one.
+pub const OPERATIONS_MAX: usize = 256;
 /// Most buffers in one write: the kernel's bound on a vector.
 pub const WRITE_PARTS_MAX: usize = 1024;
 
@@ -46,6 +49,17 @@ pub enum Area {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
 
+/// How the blocks of a new segment come to be. Either way they read as zeros until they are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// Zeros are written, so that no later write changes the file system's own records: a small record is then durable
+    /// with one write. Each byte of the disk's first use is written twice.
+    Written,
+    /// Space is only set aside; each block's first write makes it the segment's own. Where the file system can't do
+    /// that, zeros are written.
+    Allocated,
+}
+
 /// What a disk is asked to do. Offsets and lengths are whole blocks.
 pub enum Action {
     /// Writes the parts one behind the other; at most [`WRITE_PARTS_MAX`] parts, each block-aligned.
@@ -73,12 +87,14 @@ pub enum Action {
         /// Which area.
         area: Area,
     },
-    /// Makes a segment of `bytes` zeros, all written and durable, with its directory entry.
+    /// Makes a segment of `bytes` that reads as zeros; its size, its space and its directory entry are durable.
     Create {
         /// Its number; must not exist.
         segment: SegmentIndex,
         /// Its size.
         bytes: u64,
+        /// Whether its blocks are written before they are used.
+        fill: Fill,
     },
     /// Removes a segment durably.
     Remove {
@@ -96,7 +112,7 @@ impl fmt::Debug for Action {
             }
             Action::Read { area, offset, buffer } => write!(f, "read {area:?}+{offset} {} bytes", buffer.len()),
             Action::Sync { area } => write!(f, "sync {area:?}"),
-            Action::Create { segment, bytes } => write!(f, "create {segment} {bytes} bytes"),
+            Action::Create { segment, bytes, fill } => write!(f, "create {segment} {bytes} bytes, {fill:?}"),
             Action::Remove { segment } => write!(f, "remove {segment}"),
         }
     }
@@ -138,7 +154,7 @@ pub enum Done {
     Read(AlignedBuf),
     /// The area is durable.
     Synced,
-    /// The segment exists, zeroed and durable.
+    /// The segment exists, durably, and reads as zeros.
     Created,
     /// The segment is gone.
     Removed,

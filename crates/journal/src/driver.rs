@@ -179,8 +179,9 @@ pub fn run<E: Engine, D: Disk>(engine: &mut E, disk: &mut D, inbox: &Inbox<E::Re
     inbox.shared.waker.get_or_init(|| disk.waker());
     let mut completions = Vec::with_capacity(64);
     let mut is_hung_up = false;
+    // Read once a turn, when what the disk has to tell is there: reading it costs as much as a small decision.
+    let mut now = clock();
     loop {
-        let now = clock();
         let taken = if is_hung_up { Taken::Nothing } else { inbox.take_into(now, engine) };
         if matches!(taken, Taken::Hangup) {
             is_hung_up = true;
@@ -206,7 +207,7 @@ pub fn run<E: Engine, D: Disk>(engine: &mut E, disk: &mut D, inbox: &Inbox<E::Re
         }
         disk.reap(Some(timeout), &mut completions);
         inbox.shared.is_asleep.store(false, Ordering::SeqCst);
-        let now = clock();
+        now = clock();
         for completion in completions.drain(..) {
             engine.handle_completion(now, completion);
         }
@@ -264,6 +265,44 @@ mod tests {
         assert_eq!(handle.queued_bytes(), 100);
         drop(inbox);
         assert!(matches!(handle.send(6, 1), Err(SendRefused::Busy(6) | SendRefused::Gone(6))));
+    }
+
+    /// Counts its turns and ends after some of them.
+    struct Turns(u32);
+
+    impl Engine for Turns {
+        type Request = ();
+        fn handle_request(&mut self, _: Instant, (): ()) {}
+        fn handle_completion(&mut self, _: Instant, _: Completion) {}
+        fn handle_turn(&mut self, _: Instant) {
+            self.0 += 1;
+        }
+        fn poll_disk(&mut self, _: Instant) -> Option<Operation> {
+            None
+        }
+        fn deadline(&self) -> Option<Instant> {
+            None
+        }
+        fn handle_hangup(&mut self, _: Instant) {}
+        fn is_finished(&self) -> bool {
+            self.0 >= 100
+        }
+    }
+
+    #[test]
+    fn the_clock_is_read_once_a_turn() {
+        let (handle, inbox) = queue::<()>(QueueBounds { requests_max: 3, bytes_max: 100 });
+        drop(handle);
+        let readings = std::cell::Cell::new(0);
+        let (mut engine, mut disk) = (Turns(0), crate::SimDisk::new(1, 1));
+        let start = Instant::now();
+        let clock = || {
+            readings.set(readings.get() + 1);
+            // Time moves on, so that no turn sleeps.
+            start + SLEEP_MAX * readings.get()
+        };
+        run(&mut engine, &mut disk, &inbox, clock);
+        assert!(readings.get() <= engine.0, "{} readings in {} turns", readings.get(), engine.0);
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub enum JournalError {
     /// Another process holds the disk.
     #[error("the disk is locked by another process")]
     Locked,
+    /// Writes to a segment by a process that has ended are still on their way to the device, or another process has
+    /// opened the segment by itself.
+    #[error("segment {0} is still locked: writes of a process that has ended are under way, or another one holds it")]
+    SegmentLocked(SegmentIndex),
     /// The folder carries something already; formatting would destroy it.
     #[error("refusing to format: the disk carries {0}")]
     Occupied(String),
@@ -62,6 +66,7 @@ impl From<JournalError> for Failure {
             JournalError::Disk { .. }
             | JournalError::Folder { .. }
             | JournalError::Locked
+            | JournalError::SegmentLocked(_)
             | JournalError::Fenced(_) => FailureKind::Unavailable,
             JournalError::NoSuperblock(_) | JournalError::Segment(..) => FailureKind::Corrupt,
             JournalError::Occupied(_) | JournalError::Foreign { .. } => FailureKind::Conflict,

@@ -3,6 +3,10 @@
 //!
 //! `superblock` holds the super area and the lock; `NNNNNNNN.seg` are the segments. A segment that
 //! is still being made is called `NNNNNNNN.tmp`, so that one that bears its name is whole.
+//!
+//! Every file that the ring writes to is locked (`flock`). Such a lock belongs to the open file, not to the process: it
+//! ends when the last reference to the open file is gone, and each operation in flight holds one. So whoever gets the
+//! lock knows that nothing of a process that was killed before can still land in the file.
 #![allow(clippy::disallowed_methods)]
 
 use crate::disk::{SUPER_BYTES, SegmentIndex};
@@ -13,12 +17,20 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const SUPER_NAME: &str = "superblock";
 const SEGMENT_SUFFIX: &str = ".seg";
 const UNFINISHED_SUFFIX: &str = ".tmp";
 /// What mkfs leaves behind in a fresh file system.
 const LOST_AND_FOUND: &str = "lost+found";
+
+/// How long an open waits for the superblock's lock: one small write of a process that was killed may hold it.
+const SUPERBLOCK_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How long an open waits for the segments' locks: the writes that a process left in flight when it was killed.
+const SEGMENTS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Time between two tries of a lock.
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// An open, locked folder.
 pub(crate) struct Folder {
@@ -40,12 +52,20 @@ fn open_direct(path: &Path, create: bool) -> io::Result<File> {
     options.open(path)
 }
 
-fn lock(superblock: &File) -> Result<(), JournalError> {
-    match superblock.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(JournalError::Locked),
-        Err(TryLockError::Error(error)) => Err(failed("lock the superblock")(error)),
+/// Locks an open file until its last reference is gone; `held` where somebody else has it beyond `until`.
+fn lock(file: &File, until: Instant, held: JournalError) -> Result<(), JournalError> {
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => return Err(held),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
+            Err(TryLockError::Error(error)) => return Err(failed("lock a file of the disk")(error)),
+        }
     }
+}
+
+fn lock_superblock(superblock: &File) -> Result<(), JournalError> {
+    lock(superblock, Instant::now() + SUPERBLOCK_WAIT_MAX, JournalError::Locked)
 }
 
 impl Folder {
@@ -61,7 +81,7 @@ impl Folder {
             }
         }
         let superblock = open_direct(&path.join(SUPER_NAME), true).map_err(failed("make the superblock"))?;
-        lock(&superblock)?;
+        lock_superblock(&superblock)?;
         superblock
             .write_all_at(&AlignedBuf::zeroed(SUPER_BYTES as usize), 0)
             .and_then(|()| superblock.sync_all())
@@ -75,21 +95,23 @@ impl Folder {
         Ok(Folder { path: path.to_path_buf(), directory, superblock, segments: BTreeMap::new() })
     }
 
-    /// Opens and locks a folder that [`Folder::create`] has made.
+    /// Opens and locks a folder that [`Folder::create`] has made, and each of its segments.
     pub fn open(path: &Path) -> Result<Folder, JournalError> {
         let superblock = open_direct(&path.join(SUPER_NAME), false).map_err(failed("open the superblock"))?;
-        lock(&superblock)?;
+        lock_superblock(&superblock)?;
         let length = superblock.metadata().map_err(failed("measure the superblock"))?.len();
         if length != SUPER_BYTES {
             return Err(JournalError::NoSuperblock(format!("the superblock file has {length} bytes")));
         }
         let directory = File::open(path).map_err(failed("open the folder"))?;
         let mut segments = BTreeMap::new();
+        let segments_until = Instant::now() + SEGMENTS_WAIT_MAX;
         for entry in std::fs::read_dir(path).map_err(failed("list the folder"))? {
             let entry = entry.map_err(failed("list the folder"))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(segment) = parse_segment(&name, SEGMENT_SUFFIX) {
                 let file = open_direct(&entry.path(), false).map_err(failed(format!("open {name}")))?;
+                lock(&file, segments_until, JournalError::SegmentLocked(segment))?;
                 let length = file.metadata().map_err(failed(format!("measure {name}")))?.len();
                 segments.insert(segment, (file, length));
             } else if parse_segment(&name, UNFINISHED_SUFFIX).is_some() {
@@ -115,7 +137,11 @@ impl Folder {
         let path = self.segment_path(segment, UNFINISHED_SUFFIX);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => open_direct(&path, true),
+            _ => {
+                let file = open_direct(&path, true)?;
+                file.try_lock()?;
+                Ok(file)
+            }
         }
     }
 

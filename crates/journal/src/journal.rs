@@ -5,7 +5,7 @@
 //! that all before the batch is durable: the durable floor.
 
 use crate::batch::{Batch, Flying, Opening, Tail};
-use crate::disk::{Action, Area, Completion, DiskError, Done, OpId, Operation, SegmentIndex};
+use crate::disk::{Action, Area, Completion, DiskError, Done, Fill, OPERATIONS_MAX, OpId, Operation, SegmentIndex};
 use crate::error::Refused;
 use crate::planted::{Bug, planted};
 use crate::record::{
@@ -27,8 +27,27 @@ use std::time::{Duration, Instant};
 /// Most records in one batch, seals included. A recovery leaps over so many sequences, so that
 /// none that a lost batch has used is ever used again.
 pub(crate) const BATCH_RECORDS_MAX: usize = 1024;
+/// Most reads that are with the disk at one time: the rest of its room is kept for writes and syncs, so that however many
+/// reads wait, a batch is on its way as soon as the one before is durable.
+const READS_WITH_DISK_MAX: usize = OPERATIONS_MAX - 64;
 /// Bytes that every open segment keeps for its seal.
 const SEAL_BYTES: u32 = BLOCK_BYTES as u32;
+
+/// Mean bytes of a batch below which its disk's new segments are written before they are used. The first write of a
+/// block costs the file system a record of its own, about four blocks a sync: more than zeros where a batch is smaller.
+const SMALL_BATCH_BYTES: u64 = 32 << 10;
+/// Batches from which a mean is taken.
+const MEAN_BATCHES_MIN: u64 = 64;
+
+/// How a journal makes new segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewSegments {
+    /// Their blocks are written before they are used: for small records that somebody waits for.
+    Written,
+    /// Space is set aside, unless the batches since the last one were small: what a disk of large records holds is then
+    /// written once.
+    ByBatch,
+}
 
 /// Bounds and habits of a journal; every default suits a storage disk.
 #[derive(Clone, Debug)]
@@ -43,6 +62,8 @@ pub struct JournalOptions {
     pub segments_reserved: u32,
     /// Free segments, ready to be written, that are kept in advance.
     pub segments_ready: u32,
+    /// How new segments are made.
+    pub new_segments: NewSegments,
     /// How long the journal is quiet before the durable floor is written to a slot.
     pub floor_delay: Duration,
     /// Where the memory of batches and reads comes from; journals of one process may share it.
@@ -57,6 +78,7 @@ impl Default for JournalOptions {
             read_bytes_max: 64 << 20,
             segments_reserved: 2,
             segments_ready: 1,
+            new_segments: NewSegments::Written,
             floor_delay: Duration::from_millis(100),
             pool: BufferPool::new(),
         }
@@ -206,7 +228,12 @@ pub struct Journal {
     read_bytes: usize,
     purposes: Vec<Option<Purpose>>,
     purposes_free: Vec<usize>,
-    operations: VecDeque<Operation>,
+    /// Writes and syncs that the disk has not got yet: they go before any read.
+    writes: VecDeque<Operation>,
+    /// Reads that the disk has not got yet.
+    reads: VecDeque<Operation>,
+    /// Reads that are with the disk.
+    reads_with_disk: usize,
     events: VecDeque<Event>,
     super_update: Option<SuperUpdate>,
     slot: FloorSlot,
@@ -216,6 +243,8 @@ pub struct Journal {
     stopping: bool,
     fenced: Option<String>,
     stats: JournalStats,
+    /// The counters when the last segment was made.
+    stats_at_create: JournalStats,
 }
 
 impl Journal {
@@ -239,7 +268,9 @@ impl Journal {
             read_bytes: 0,
             purposes: Vec::new(),
             purposes_free: Vec::new(),
-            operations: VecDeque::new(),
+            writes: VecDeque::new(),
+            reads: VecDeque::new(),
+            reads_with_disk: 0,
             events: VecDeque::new(),
             super_update: None,
             slot,
@@ -248,6 +279,7 @@ impl Journal {
             stopping: false,
             fenced: None,
             stats: JournalStats::default(),
+            stats_at_create: JournalStats::default(),
         }
     }
 
@@ -467,17 +499,25 @@ impl Journal {
         Ok(())
     }
 
-    /// Returns the next operation for the disk.
+    /// Returns the next operation for the disk. Writes and syncs go first, and reads never take all of its room: a
+    /// steady stream of reads must not keep a batch from starting.
     pub fn poll_disk(&mut self, now: Instant) -> Option<Operation> {
-        if self.operations.is_empty() {
-            self.options.pool.trim(now);
-        }
-        if self.operations.is_empty() && self.fenced.is_none() {
+        if self.writes.is_empty() && self.fenced.is_none() {
             self.start_batch();
             self.start_create(now);
             self.start_slot(now);
         }
-        self.operations.pop_front()
+        if let Some(operation) = self.writes.pop_front() {
+            return Some(operation);
+        }
+        if self.reads_with_disk < READS_WITH_DISK_MAX
+            && let Some(operation) = self.reads.pop_front()
+        {
+            self.reads_with_disk += 1;
+            return Some(operation);
+        }
+        self.options.pool.trim(now);
+        None
     }
 
     fn start_batch(&mut self) {
@@ -504,7 +544,19 @@ impl Journal {
         }
         if let Some(segment) = self.table.next_to_create(now, self.options.segments_ready) {
             let bytes = u64::from(self.superblock.segment_bytes);
-            self.submit(Purpose::Create(segment), Action::Create { segment, bytes });
+            let fill = self.next_fill();
+            self.submit(Purpose::Create(segment), Action::Create { segment, bytes, fill });
+        }
+    }
+
+    /// Decides how the next segment is made, by the batches since the last one.
+    fn next_fill(&mut self) -> Fill {
+        let before = std::mem::replace(&mut self.stats_at_create, self.stats);
+        let (batches, bytes) = (self.stats.batches - before.batches, self.stats.bytes - before.bytes);
+        let are_small = batches >= MEAN_BATCHES_MIN && bytes / batches < SMALL_BATCH_BYTES;
+        match self.options.new_segments {
+            NewSegments::ByBatch if !are_small => Fill::Allocated,
+            NewSegments::ByBatch | NewSegments::Written => Fill::Written,
         }
     }
 
@@ -560,7 +612,8 @@ impl Journal {
             self.purposes.len() - 1
         });
         self.purposes[index] = Some(purpose);
-        self.operations.push_back(Operation { id: OpId(index as u64), action });
+        let queue = if matches!(purpose, Purpose::Read { .. }) { &mut self.reads } else { &mut self.writes };
+        queue.push_back(Operation { id: OpId(index as u64), action });
     }
 
     /// Takes the end of an operation.
@@ -571,6 +624,7 @@ impl Journal {
         match (purpose, completion.result) {
             (Purpose::Read { token, segment, bytes }, result) => {
                 self.read_bytes -= bytes;
+                self.reads_with_disk -= 1;
                 self.stats.reads += 1;
                 self.table.read_ended(segment);
                 let result = result.map(|done| match done {
@@ -673,11 +727,7 @@ impl Journal {
         self.queued_bytes = 0;
         self.super_update = None;
         self.slot_due = None;
-        let (kept, dropped) = std::mem::take(&mut self.operations)
-            .into_iter()
-            .partition(|operation| matches!(operation.action, Action::Read { .. }));
-        self.operations = kept;
-        for operation in VecDeque::into_iter(dropped) {
+        for operation in std::mem::take(&mut self.writes) {
             let index = operation.id.0 as usize;
             self.purposes[index] = None;
             self.purposes_free.push(index);

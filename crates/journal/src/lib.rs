@@ -41,10 +41,14 @@ mod tail;
 mod uring;
 mod walk;
 
-pub use disk::{Action, Area, Completion, Disk, DiskError, Done, OpId, Operation, SUPER_BYTES, SegmentIndex, Waker};
+pub use disk::{
+    Action, Area, Completion, Disk, DiskError, Done, Fill, OpId, Operation, SUPER_BYTES, SegmentIndex, Waker,
+};
 pub use driver::{Engine, Handle};
 pub use error::{JournalError, Refused};
-pub use journal::{Append, Event, Journal, JournalOptions, JournalStats, Placed, ReadToken, SegmentInfo, SegmentState};
+pub use journal::{
+    Append, Event, Journal, JournalOptions, JournalStats, NewSegments, Placed, ReadToken, SegmentInfo, SegmentState,
+};
 pub use record::{
     BODY_BYTES_MAX, Generation, HEAD_BYTES, KIND_CONSUMER_MIN, PAYLOAD_BYTES_MAX, Position, Sequence, Stream,
     head_and_body_bytes, record_bytes,

@@ -123,7 +123,7 @@ pub fn format<D: Disk>(disk: &mut D, format: &Format) -> Result<(), JournalError
         return Err(JournalError::Occupied("a super area that is not blank".into()));
     }
     for segment in 0..format.segment_count_initial {
-        io.create(SegmentIndex(segment), u64::from(format.segment_bytes))?;
+        io.create(SegmentIndex(segment), u64::from(format.segment_bytes), format.fill)?;
     }
     // The superblock comes last: a disk that a crash has left half formatted does not mount.
     write_superblock(&mut io, [0, 1, 2, 3], &Superblock::fresh(format))

@@ -6,7 +6,9 @@
 //! failed sync gives its writes up: a second sync will not make them durable (as kernels do).
 //! Cloning the disk is cheap (pages are shared) and makes a crash image.
 
-use crate::disk::{Action, Area, Completion, Disk, DiskError, Done, OpId, Operation, SegmentIndex, Waker};
+use crate::disk::{
+    Action, Area, Completion, Disk, DiskError, Done, Fill, OPERATIONS_MAX, OpId, Operation, SegmentIndex, Waker,
+};
 use plinth_protocol::buffer::BLOCK_BYTES;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,8 +17,6 @@ use std::time::Duration;
 /// The unit in which a write can be torn, in bytes.
 pub const SECTOR_BYTES: usize = 512;
 
-/// Most operations in flight.
-const ROOM: usize = 4096;
 const EIO: i32 = 5;
 
 type Page = Arc<[u8; BLOCK_BYTES]>;
@@ -126,7 +126,7 @@ enum Work {
     Write { unflushed: Option<u64>, durable: bool },
     Read { area: Area, offset: u64, buffer: plinth_protocol::buffer::AlignedBuf },
     Sync { writes: Vec<u64> },
-    Create { segment: SegmentIndex, bytes: u64 },
+    Create { segment: SegmentIndex, bytes: u64, fill: Fill },
     Remove { segment: SegmentIndex },
     Fail(DiskError),
 }
@@ -139,6 +139,7 @@ pub struct SimDisk {
     durable: Pages,
     current: Pages,
     segments: BTreeMap<SegmentIndex, u64>,
+    fills: BTreeMap<SegmentIndex, Fill>,
     segments_max: u32,
     unflushed: Vec<Unflushed>,
     next_write: u64,
@@ -164,6 +165,7 @@ impl Clone for SimDisk {
             durable: self.durable.clone(),
             current: self.current.clone(),
             segments: self.segments.clone(),
+            fills: self.fills.clone(),
             segments_max: self.segments_max,
             unflushed: self.unflushed.clone(),
             next_write: self.next_write,
@@ -185,6 +187,7 @@ impl SimDisk {
             durable: Pages::new(),
             current: Pages::new(),
             segments: BTreeMap::new(),
+            fills: BTreeMap::new(),
             segments_max,
             unflushed: Vec::new(),
             next_write: 0,
@@ -231,6 +234,11 @@ impl SimDisk {
     /// Ends the trace and returns its moments.
     pub fn take_trace(&mut self) -> Vec<Moment> {
         self.trace.take().unwrap_or_default()
+    }
+
+    /// Returns how each segment was made.
+    pub fn fills(&self) -> &BTreeMap<SegmentIndex, Fill> {
+        &self.fills
     }
 
     /// Returns place and sectors of each write that is not yet durable, oldest first.
@@ -422,7 +430,7 @@ impl SimDisk {
                 Ok(Done::Read(buffer))
             }
             Work::Sync { writes } => self.finish_sync(&writes).map(|()| Done::Synced),
-            Work::Create { segment, bytes } => {
+            Work::Create { segment, bytes, fill } => {
                 if self.segments.contains_key(&segment) {
                     return Err(DiskError::Errno(17));
                 }
@@ -430,9 +438,11 @@ impl SimDisk {
                     return Err(DiskError::NoSpace);
                 }
                 self.segments.insert(segment, bytes);
+                self.fills.insert(segment, fill);
                 Ok(Done::Created)
             }
             Work::Remove { segment } => {
+                self.fills.remove(&segment);
                 self.segments.remove(&segment).ok_or(DiskError::NoArea(Area::Segment(segment)))?;
                 let area = Area::Segment(segment);
                 self.durable.retain(|(place, _), _| *place != area);
@@ -477,7 +487,7 @@ impl Disk for SimDisk {
     }
 
     fn room(&self) -> usize {
-        ROOM - self.in_flight.len()
+        OPERATIONS_MAX - self.in_flight.len()
     }
 
     fn submit(&mut self, operation: Operation) {
@@ -500,7 +510,7 @@ impl Disk for SimDisk {
                     .map(|write| write.id)
                     .collect(),
             },
-            Action::Create { segment, bytes } => Work::Create { segment, bytes },
+            Action::Create { segment, bytes, fill } => Work::Create { segment, bytes, fill },
             Action::Remove { segment } => Work::Remove { segment },
         };
         self.in_flight.push_back((operation.id, work));

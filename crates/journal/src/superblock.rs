@@ -55,7 +55,7 @@
 //! | 312    | 196   | zero                                                                      |
 //! | 508    | 4     | CRC-32 of bytes [0, 508)                                                  |
 
-use crate::disk::SegmentIndex;
+use crate::disk::{Fill, SegmentIndex};
 use crate::error::JournalError;
 use crate::fields::{crc_fits, get, put, put_crc, u32_at, u64_at};
 use crate::record::{Generation, STREAM_COUNT, Sequence, floors_at, put_floors};
@@ -105,6 +105,8 @@ pub struct Format {
     pub segment_count_max: u32,
     /// Segments made at once, at least 1.
     pub segment_count_initial: u32,
+    /// How they are made.
+    pub fill: Fill,
     /// A random number of the disk's own, in every record: the caller's chance.
     pub stamp: u64,
 }
@@ -407,6 +409,7 @@ mod tests {
             segment_bytes: SEGMENT_BYTES_MIN,
             segment_count_max: 4,
             segment_count_initial: 1,
+            fill: Fill::Written,
             stamp: 9,
         };
         Superblock { sequence, mount: sequence as u32, ..Superblock::fresh(&format) }

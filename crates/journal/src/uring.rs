@@ -2,10 +2,12 @@
 //!
 //! The ring belongs to the thread that made it (SINGLE_ISSUER) and completes only when that thread
 //! looks (DEFER_TASKRUN). All data goes through it: writes, reads and syncs of segments and super
-//! area, and the zeros of a new segment. A write that must be durable at once carries RWF_DSYNC.
+//! area, and the zeros of a new segment where they are written. A write that must be durable at once carries RWF_DSYNC.
 //! Each flight keeps its memory until the kernel has given it back; dropping the disk waits for that.
 
-use crate::disk::{Action, Area, Completion, Disk, DiskError, Done, OpId, Operation, SegmentIndex, Waker};
+use crate::disk::{
+    Action, Area, Completion, Disk, DiskError, Done, Fill, OPERATIONS_MAX, OpId, Operation, SegmentIndex, Waker,
+};
 use crate::error::JournalError;
 use crate::folder::Folder;
 use bytes::Bytes;
@@ -20,8 +22,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most operations in flight.
-const FLIGHTS_MAX: usize = 256;
 /// Entries of the submission queue: each flight has at most one, and the wake-up has one.
 const ENTRIES: u32 = 512;
 /// Bytes of zeros that one write puts into a new segment.
@@ -33,6 +33,7 @@ const WAKE: u64 = u64::MAX;
 struct Creation {
     segment: SegmentIndex,
     bytes: u64,
+    fill: Fill,
     /// Zeros written so far.
     written: u64,
     step: CreationStep,
@@ -103,8 +104,8 @@ impl UringDisk {
         Ok(UringDisk {
             ring,
             folder,
-            flights: (0..FLIGHTS_MAX).map(|_| None).collect(),
-            free: (0..FLIGHTS_MAX).rev().collect(),
+            flights: (0..OPERATIONS_MAX).map(|_| None).collect(),
+            free: (0..OPERATIONS_MAX).rev().collect(),
             failed: Vec::new(),
             zeros: AlignedBuf::zeroed(ZEROS_BYTES).freeze(),
             wake: Arc::new(eventfd().map_err(failed("make the wake-up counter"))?),
@@ -163,12 +164,12 @@ impl UringDisk {
                 self.push(opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(), name);
                 Ok(Task::Sync)
             }
-            Action::Create { segment, bytes } => {
+            Action::Create { segment, bytes, fill } => {
                 let file = self.folder.begin_segment(segment).map_err(|error| disk_error(&error))?;
                 let entry = opcode::Fallocate::new(Fd(file.as_raw_fd()), bytes).build();
                 self.push(entry, name);
                 let step = CreationStep::Allocate;
-                Ok(Task::Create(Creation { segment, bytes, written: 0, step, file: Some(file) }))
+                Ok(Task::Create(Creation { segment, bytes, fill, written: 0, step, file: Some(file) }))
             }
             Action::Remove { segment } => {
                 self.folder.remove_segment(segment).map_err(|error| disk_error(&error))?;
@@ -204,18 +205,23 @@ impl UringDisk {
         Some(Completion { id, result: ended })
     }
 
-    /// Takes the next step of a new segment: space, zeros, sync, name, sync of the directory.
+    /// Takes the next step of a new segment: space, zeros where they are to be written, sync, name, sync of the directory.
     fn continue_creation(
         &mut self,
         mut creation: Creation,
         result: i32,
         index: usize,
     ) -> Result<Option<Creation>, DiskError> {
-        let is_optional = creation.step == CreationStep::Allocate && result == -libc::EOPNOTSUPP;
-        if result < 0 && !is_optional {
+        let is_unsupported = creation.step == CreationStep::Allocate && result == -libc::EOPNOTSUPP;
+        if result < 0 && !is_unsupported {
             return Err(self.give_up(&creation, &io::Error::from_raw_os_error(-result)));
         }
         match creation.step {
+            // Blocks that are set aside read as zeros, and the sync makes size and space durable before the segment
+            // has a name: nothing that is written to it later depends on more than its own sync.
+            CreationStep::Allocate if creation.fill == Fill::Allocated && !is_unsupported => {
+                creation.step = CreationStep::Sync;
+            }
             CreationStep::Allocate => creation.step = CreationStep::Zero,
             CreationStep::Zero if result == 0 => {
                 return Err(self.give_up(&creation, &io::ErrorKind::WriteZero.into()));
@@ -308,7 +314,7 @@ impl UringDisk {
     }
 
     fn flights_count(&self) -> usize {
-        FLIGHTS_MAX - self.free.len()
+        OPERATIONS_MAX - self.free.len()
     }
 }
 

@@ -21,7 +21,9 @@ fn mount(disk: SimDisk) -> (Journal, SimDisk) {
 fn settle_at(journal: &mut Journal, disk: &mut SimDisk, time: Instant) -> Vec<Event> {
     let (mut events, mut completions) = (Vec::new(), Vec::new());
     for _ in 0..1000 {
-        while let Some(operation) = journal.poll_disk(time) {
+        while disk.room() > 0
+            && let Some(operation) = journal.poll_disk(time)
+        {
             disk.submit(operation);
         }
         disk.reap(Some(Duration::ZERO), &mut completions);
@@ -380,4 +382,81 @@ fn a_rotten_slot_leaves_the_other() {
     disk.rot(Area::Super, SLOT_OFFSETS[0] + 30, 2);
     let older = recover(disk).1.floor();
     assert!(older < floor && older > Sequence(0), "slot 0 was the newer one: {older} {floor}");
+}
+
+/// Queues reads of one record until many more wait than the disk has room for.
+fn flood_with_reads(journal: &mut Journal, at: Placed) {
+    for _ in 0..disk::OPERATIONS_MAX * 2 {
+        journal.read(ReadToken(1), at.position.segment, at.position.offset, 4096).unwrap();
+    }
+}
+
+#[test]
+fn batch_is_durable_within_a_few_turns_under_a_steady_stream_of_small_reads() {
+    // A batch of one write, and one whose writes are followed by a sync.
+    for streams in [&[Stream::Main][..], &[Stream::Main, Stream::Relocation]] {
+        let (mut journal, mut disk) = mount(formatted(1));
+        disk.set_shuffle(false);
+        let first = append(&mut journal, &mut disk, Stream::Main, 100, 1);
+        append(&mut journal, &mut disk, Stream::Relocation, 100, 1);
+        let mut last = first.sequence;
+        for stream in streams {
+            let record = Append { stream: *stream, kind: 20, body: b"x", payload: Bytes::new(), reserve: true };
+            last = journal.append(record).unwrap().sequence;
+        }
+        let mut completions = Vec::new();
+        let mut turns = 0;
+        while journal.durable() < last {
+            turns += 1;
+            assert!(turns <= 4, "reads keep the batch from the disk");
+            flood_with_reads(&mut journal, first);
+            while disk.room() > 0
+                && let Some(operation) = journal.poll_disk(now())
+            {
+                disk.submit(operation);
+            }
+            disk.reap(Some(Duration::ZERO), &mut completions);
+            completions.drain(..).for_each(|completion| journal.handle_completion(now(), completion));
+            while journal.poll_event().is_some() {}
+        }
+    }
+}
+
+#[test]
+fn reads_that_do_not_end_leave_room_for_a_batch() {
+    let (mut journal, mut disk) = mount(formatted(1));
+    let first = append(&mut journal, &mut disk, Stream::Main, 100, 1);
+    flood_with_reads(&mut journal, first);
+    while disk.room() > 0
+        && let Some(operation) = journal.poll_disk(now())
+    {
+        disk.submit(operation);
+    }
+    let record = Append { stream: Stream::Main, kind: 20, body: b"x", payload: Bytes::new(), reserve: true };
+    journal.append(record).unwrap();
+    assert!(disk.room() > 0, "the slow reads have taken all the room there is");
+    let operation = journal.poll_disk(now()).expect("the batch");
+    assert!(matches!(operation.action, Action::Write { .. }), "{operation:?}");
+}
+
+#[test]
+fn new_segments_are_written_first_only_where_batches_are_small() {
+    let by_batch = JournalOptions { new_segments: NewSegments::ByBatch, ..options() };
+    for (new_segments, blocks, fill) in [
+        (NewSegments::ByBatch, 9, Fill::Allocated),
+        (NewSegments::ByBatch, 0, Fill::Written),
+        (NewSegments::Written, 9, Fill::Written),
+    ] {
+        let options = JournalOptions { new_segments, ..by_batch.clone() };
+        let mut disk = SimDisk::new(1, 64);
+        let large = Format { segment_bytes: 1 << 20, segment_count_max: 64, ..disk_format() };
+        format(&mut disk, &Format { fill: Fill::Allocated, ..large }).unwrap();
+        let (mut journal, mut disk) = Recovery::start(disk, Some(IDENTITY)).unwrap().resume(now(), options).unwrap();
+        // The first is made before anything is known.
+        while disk.fills().len() < 5 {
+            append(&mut journal, &mut disk, Stream::Main, 3000, blocks);
+        }
+        let last = disk.fills().last_key_value().unwrap().1;
+        assert_eq!(*last, fill, "{new_segments:?}, {blocks} blocks");
+    }
 }

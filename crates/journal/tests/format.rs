@@ -34,7 +34,9 @@ fn example() -> (SimDisk, Vec<Placed>) {
     let mut settle = |journal: &mut Journal, now: Instant| {
         let mut completions = Vec::new();
         loop {
-            while let Some(operation) = journal.poll_disk(now) {
+            while disk.room() > 0
+                && let Some(operation) = journal.poll_disk(now)
+            {
                 disk.submit(operation);
             }
             disk.reap(Some(Duration::ZERO), &mut completions);

@@ -27,7 +27,9 @@ fn settle(journal: &mut Journal, disk: &mut UringDisk) -> Vec<Event> {
     let deadline = now() + PATIENCE;
     let (mut events, mut completions) = (Vec::new(), Vec::new());
     while !journal.is_idle() {
-        while let Some(operation) = journal.poll_disk(now()) {
+        while disk.room() > 0
+            && let Some(operation) = journal.poll_disk(now())
+        {
             disk.submit(operation);
         }
         disk.reap(Some(Duration::from_millis(100)), &mut completions);
@@ -221,4 +223,87 @@ fn a_disk_thread_answers_and_ends_with_its_last_handle() {
     let mut recovery = Recovery::start(UringDisk::open(folder.path()).unwrap(), Some(IDENTITY)).unwrap();
     assert_eq!(std::iter::from_fn(|| recovery.next()).count(), 30);
     assert_eq!(recovery.floor(), recovery.kept(), "a clean stop leaves the floor in a slot");
+}
+
+#[test]
+fn a_segment_that_a_killed_process_still_writes_to_is_not_mounted() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(fresh(folder.path()));
+    // What is in flight holds the open file, and with it its lock, after its process has ended.
+    let in_flight = std::fs::File::open(folder.path().join("00000000.seg")).unwrap();
+    in_flight.try_lock().unwrap();
+    let started = now();
+    let lands = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(in_flight);
+    });
+    let disk = UringDisk::open(folder.path()).unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(200), "mounted while writes could still land");
+    lands.join().unwrap();
+    let other = std::fs::File::open(folder.path().join("00000000.seg")).unwrap();
+    assert!(matches!(other.try_lock(), Err(std::fs::TryLockError::WouldBlock)), "its own files are locked");
+    drop(disk);
+    other.try_lock().unwrap();
+}
+
+#[test]
+fn a_segment_is_locked_from_its_making_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, mut disk) =
+        Recovery::start(fresh(folder.path()), None).unwrap().resume(now(), options()).unwrap();
+    append(&mut journal, &mut disk, || (body(1, 100), payload(1, 1)));
+    settle(&mut journal, &mut disk);
+    let made = std::fs::File::open(folder.path().join("00000001.seg")).expect("made in advance");
+    assert!(matches!(made.try_lock(), Err(std::fs::TryLockError::WouldBlock)));
+}
+
+/// The kernel's part of the argument: an operation in flight keeps the lock of its file although the file was closed.
+#[test]
+fn a_lock_lasts_as_long_as_an_operation_in_flight() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the name is a string with its end, alive over the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let open = || std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let file = open();
+    file.try_lock().unwrap();
+    let mut ring = io_uring::IoUring::new(4).unwrap();
+    let mut byte = [0u8; 1];
+    let descriptor = io_uring::types::Fd(std::os::fd::AsRawFd::as_raw_fd(&file));
+    let read = io_uring::opcode::Read::new(descriptor, byte.as_mut_ptr(), 1).build();
+    // SAFETY: `byte` outlives the operation: its completion is waited for below.
+    unsafe { ring.submission().push(&read).unwrap() };
+    ring.submit().unwrap();
+    drop(file);
+    let mut other = open();
+    assert!(matches!(other.try_lock(), Err(std::fs::TryLockError::WouldBlock)), "closed, but still in use");
+    std::io::Write::write_all(&mut other, b"x").unwrap();
+    ring.submit_and_wait(1).unwrap();
+    assert_eq!(ring.completion().next().unwrap().result(), 1);
+    assert_eq!(byte, *b"x");
+    let deadline = now() + PATIENCE;
+    while other.try_lock().is_err() {
+        assert!(now() < deadline, "the lock ends with the operation");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_allocated_segment_reads_as_zeros_and_keeps_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = UringDisk::create(folder.path()).unwrap();
+    format(&mut disk, &Format { fill: Fill::Allocated, ..disk_format() }).unwrap();
+    let segment = std::fs::read(folder.path().join("00000000.seg")).unwrap();
+    assert!(segment.len() == harness::SEGMENT_BYTES as usize && segment.iter().all(|byte| *byte == 0));
+    let options = JournalOptions { new_segments: NewSegments::ByBatch, ..options() };
+    let (mut journal, mut disk) = Recovery::start(disk, Some(IDENTITY)).unwrap().resume(now(), options).unwrap();
+    let content = |seed: u64| (body(seed, 200), payload(seed, (seed % 4) as usize));
+    let placed: Vec<_> = (0..30).map(|seed| append(&mut journal, &mut disk, || content(seed))).collect();
+    settle(&mut journal, &mut disk);
+    drop(disk);
+    let mut recovery = Recovery::start(UringDisk::open(folder.path()).unwrap(), Some(IDENTITY)).unwrap();
+    let found: Vec<_> = recovery.by_ref().map(|record| record.sequence).collect();
+    assert_eq!(found, placed.iter().map(|placed| placed.sequence).collect::<Vec<_>>());
+    assert!(recovery.damage().is_empty() && recovery.cut().is_none());
 }

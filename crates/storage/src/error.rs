@@ -34,7 +34,8 @@ pub enum StorageError {
 impl StorageError {
     /// Whether another process holds the disk, or the last one has not quite ended yet.
     pub fn is_locked(&self) -> bool {
-        matches!(self, StorageError::Journal { source: JournalError::Locked, .. })
+        let held = |source: &JournalError| matches!(source, JournalError::Locked | JournalError::SegmentLocked(_));
+        matches!(self, StorageError::Journal { source, .. } if held(source))
     }
 }
 

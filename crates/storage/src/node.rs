@@ -95,6 +95,7 @@ pub fn format_disk(config: &FormatConfig) -> Result<(), StorageError> {
         segment_bytes: config.segment_bytes,
         segment_count_max,
         segment_count_initial: 1,
+        fill: plinth_journal::Fill::Allocated,
         stamp: config.stamp,
     };
     let mut disk = UringDisk::create(&config.path).map_err(fail)?;

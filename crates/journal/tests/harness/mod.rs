@@ -24,6 +24,7 @@ pub fn disk_format() -> Format {
         segment_bytes: SEGMENT_BYTES,
         segment_count_max: SEGMENTS,
         segment_count_initial: 1,
+        fill: Fill::Written,
         stamp: 0x5eed_5eed_5eed_5eed,
     }
 }
@@ -259,7 +260,9 @@ impl World {
     /// Submits what there is, reaps once, and checks what the journal tells.
     pub fn turn(&mut self) -> Checked<()> {
         let (journal, disk) = (self.journal.as_mut().unwrap(), self.disk.as_mut().unwrap());
-        while let Some(operation) = journal.poll_disk(self.now) {
+        while disk.room() > 0
+            && let Some(operation) = journal.poll_disk(self.now)
+        {
             disk.submit(operation);
         }
         let mut completions = Vec::new();

@@ -228,6 +228,7 @@ pub(crate) fn log_format(config: &LogConfig, log_id: u128) -> Format {
         segment_bytes: config.segment_bytes,
         segment_count_max: config.segment_count_max,
         segment_count_initial: 2,
+        fill: plinth_journal::Fill::Written,
         stamp: (log_id >> 64) as u64 ^ log_id as u64,
     }
 }

@@ -90,6 +90,7 @@ impl World {
             segment_bytes: SEGMENT_BYTES_MIN,
             segment_count_max: SEGMENTS_MAX,
             segment_count_initial: 2,
+            fill: plinth_journal::Fill::Written,
             stamp: seed,
         };
         plinth_journal::format(&mut disk, &format).map_err(|error| error.to_string())?;

@@ -62,7 +62,7 @@ pub struct Sim {
 /// Segments small enough that a short sequence fills, compacts and recycles them.
 pub fn small_options() -> EngineOptions {
     EngineOptions {
-        journal: JournalOptions { floor_delay: Duration::from_millis(20), ..JournalOptions::default() },
+        journal: JournalOptions { floor_delay: Duration::from_millis(20), ..EngineOptions::default().journal },
         checkpoint_log_bytes: 512 << 10,
         reclaim_interval: Duration::from_millis(5),
     }
@@ -75,6 +75,7 @@ pub fn format_sim(seed: u64, segment_bytes: u32, segments: u32) -> SimDisk {
         segment_bytes,
         segment_count_max: segments,
         segment_count_initial: 1,
+        fill: plinth_journal::Fill::Allocated,
         stamp: 0x5eed,
     };
     plinth_journal::format(&mut disk, &format).expect("an empty simulated disk can be formatted");
