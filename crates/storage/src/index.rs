@@ -96,11 +96,13 @@ pub struct Index {
     chunks: BTreeMap<FragmentId, Vec<Packed>>,
     count: usize,
     quarantined: usize,
+    /// Entries that all chunks together have memory for: kept as they change, because it is asked for in every turn.
+    capacity: usize,
 }
 
 impl Default for Index {
     fn default() -> Self {
-        Index { chunks: BTreeMap::from([(LOWEST, Vec::new())]), count: 0, quarantined: 0 }
+        Index { chunks: BTreeMap::from([(LOWEST, Vec::new())]), count: 0, quarantined: 0, capacity: 0 }
     }
 }
 
@@ -117,7 +119,7 @@ impl Index {
 
     /// Returns the bytes of memory that the index takes, the allocator's own apart.
     pub fn memory_bytes(&self) -> usize {
-        let entries: usize = self.chunks.values().map(|chunk| chunk.capacity() * size_of::<Packed>()).sum();
+        let entries = self.capacity * size_of::<Packed>();
         // A B-tree node is about two thirds full: one and a half slots a chunk.
         let slot = size_of::<FragmentId>() + size_of::<Vec<Packed>>();
         entries + self.chunks.len() * slot * 3 / 2
@@ -137,16 +139,21 @@ impl Index {
             self.chunks.range_mut(..=entry.fragment).next_back().expect("the first chunk stands at the lowest id");
         let packed = Packed::pack(&entry);
         self.quarantined += usize::from(entry.quarantined);
+        let before = chunk.capacity();
         match find(chunk, entry.fragment) {
             Ok(at) => {
                 let old = std::mem::replace(&mut chunk[at], packed).unpack();
                 self.quarantined -= usize::from(old.quarantined);
                 return Some(old);
             }
-            Err(at) if chunk.len() < CHUNK_ENTRIES_MAX => insert_at(chunk, at, packed),
+            Err(at) if chunk.len() < CHUNK_ENTRIES_MAX => {
+                insert_at(chunk, at, packed);
+                self.capacity = self.capacity + chunk.capacity() - before;
+            }
             Err(at) if at == chunk.len() && is_last => {
                 let mut next = Vec::new();
                 insert_at(&mut next, 0, packed);
+                self.capacity += next.capacity();
                 self.chunks.insert(entry.fragment, next);
             }
             Err(at) => {
@@ -157,6 +164,7 @@ impl Index {
                     Some(at) if at > 0 => insert_at(&mut upper, at, packed),
                     _ => insert_at(chunk, at, packed),
                 }
+                self.capacity = self.capacity + chunk.capacity() + upper.capacity() - before;
                 self.chunks.insert(bound, upper);
             }
         }
@@ -171,8 +179,10 @@ impl Index {
         let old = chunk.remove(at).unpack();
         self.count -= 1;
         self.quarantined -= usize::from(old.quarantined);
-        if chunk.len() + CHUNK_GROWTH_ENTRIES * 2 <= chunk.capacity() {
+        let before = chunk.capacity();
+        if chunk.len() + CHUNK_GROWTH_ENTRIES * 2 <= before {
             chunk.shrink_to(chunk.len() + CHUNK_GROWTH_ENTRIES / 2);
+            self.capacity = self.capacity + chunk.capacity() - before;
         }
         if chunk.len() < CHUNK_ENTRIES_MAX / 4 {
             self.merge(bound);
@@ -195,8 +205,10 @@ impl Index {
         }
         let tail = self.chunks.remove(&from).expect("the chunk was found above");
         let chunk = self.chunks.get_mut(&into).expect("the chunk was found above");
+        let before = chunk.capacity() + tail.capacity();
         chunk.reserve_exact(tail.len());
         chunk.extend(tail);
+        self.capacity = self.capacity + chunk.capacity() - before;
     }
 
     /// Walks over the entries behind `after`, in id order, from the first one where it is absent.
@@ -259,6 +271,8 @@ mod tests {
                     prop_assert_eq!(index.insert(entry), model.insert(entry.fragment, entry));
                 }
                 prop_assert_eq!(index.get(entry.fragment), model.get(&entry.fragment).copied());
+                let capacity: usize = index.chunks.values().map(Vec::capacity).sum();
+                prop_assert_eq!(index.capacity, capacity, "counted as it changes");
             }
             prop_assert_eq!(index.count(), model.len());
             prop_assert_eq!(index.quarantined(), model.values().filter(|entry| entry.quarantined).count());

@@ -439,3 +439,21 @@ fn records_that_fill_segments_badly_end_in_full_not_in_endless_compaction() {
     sim.settle();
     sim.put_now(&Content::new(1_000, 9_000)).expect("deletes made room");
 }
+
+#[test]
+fn segments_are_not_looked_through_in_every_turn() {
+    let mut options = small_options();
+    options.reclaim_interval = Duration::from_millis(200);
+    let mut sim = Sim::new(1, 1 << 20, 64, options);
+    let (before, looks) = (sim.now, sim.engine.looks());
+    // Something dies in every few turns.
+    for number in 0..200 {
+        let content = Content::new(number, 9_000);
+        sim.put_now(&content).unwrap();
+        let delete = sim.delete(&[content.id()]);
+        sim.wait(delete).unwrap();
+    }
+    let turns = (sim.now - before).as_millis() as u64;
+    let looks = sim.engine.looks() - looks;
+    assert!(turns >= 400 && looks <= turns / 200 + 2, "{looks} looks in {turns} turns");
+}

@@ -23,6 +23,8 @@ const SCAN_ENTRIES_PER_TURN: usize = 16_384;
 const MOVE_BYTES_MAX: u64 = 4 << 20;
 /// The same while free segments are short.
 const MOVE_BYTES_PRESSED_MAX: u64 = 16 << 20;
+/// While free segments are short, segments are looked through so many times as often.
+const PRESSED_INTERVAL_PART: u32 = 40;
 /// Puts see pressure when no more than so many segments are left for them.
 const PRESSURE_SEGMENTS: u64 = 2;
 
@@ -86,18 +88,23 @@ impl<T: Ticket> Engine<T> {
         self.space.victim(self.sealed(), self.segment_bytes, self.is_pressed())
     }
 
+    /// When the segments may be looked through again; at once where they never were. A look walks over all of them: it
+    /// must not be part of every turn, however often something dies.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        let parts = if self.is_pressed() { PRESSED_INTERVAL_PART } else { 1 };
+        self.reclaimed.map(|at| at + self.options.reclaim_interval / parts)
+    }
+
     /// Releases what is dead, chooses a segment to compact, and goes on with the one chosen.
     pub(super) fn reclaim(&mut self, now: Instant) {
-        let due = self.reclaim_at.is_none_or(|at| now >= at) || self.is_pressed();
-        if self.reclaim_due && due {
+        if self.reclaim_due && self.next_look().is_none_or(|at| now >= at) {
             self.reclaim_due = false;
-            self.reclaim_at = None;
+            self.reclaimed = Some(now);
+            self.looks += 1;
             self.release_dead();
             if self.compaction.is_none() && self.phase == super::Phase::Serving {
                 self.compaction = self.choose_victim().map(Compaction::new);
             }
-        } else if self.reclaim_due && self.reclaim_at.is_none() {
-            self.reclaim_at = Some(now + self.options.reclaim_interval);
         }
         self.step_compaction(now);
         if self.writes_blocked && !self.may_gain_room() {

@@ -23,8 +23,8 @@ use bytes::Bytes;
 use checkpointing::Checkpointing;
 use compaction::Compaction;
 use plinth_journal::{
-    Completion, Event, Journal, JournalOptions, Operation, Placed, Position, ReadToken, SegmentIndex, Sequence,
-    head_and_body_bytes,
+    Completion, Event, Journal, JournalOptions, NewSegments, Operation, Placed, Position, ReadToken, SegmentIndex,
+    Sequence, head_and_body_bytes,
 };
 use plinth_protocol::buffer::BLOCK_BYTES;
 use plinth_protocol::ids::{DiskId, Incarnation};
@@ -101,7 +101,8 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
-            journal: JournalOptions::default(),
+            // Most of what a disk holds came in large records: each of their bytes is written once.
+            journal: JournalOptions { new_segments: NewSegments::ByBatch, ..JournalOptions::default() },
             checkpoint_log_bytes: 1 << 30,
             reclaim_interval: Duration::from_millis(200),
         }
@@ -187,7 +188,10 @@ pub struct Engine<T> {
     /// A copy found no room: nothing is compacted until a record dies or a segment comes free.
     compaction_stuck: bool,
     reclaim_due: bool,
-    reclaim_at: Option<Instant>,
+    /// When segments were last looked through.
+    reclaimed: Option<Instant>,
+    /// How often segments were looked through.
+    looks: u64,
     /// The segment of the last append.
     last_segment: u32,
     checkpointing: Checkpointing,
@@ -226,6 +230,11 @@ impl<T: Ticket> Engine<T> {
     /// Returns the bytes of memory that the index takes.
     pub fn index_memory_bytes(&self) -> usize {
         self.index.memory_bytes()
+    }
+
+    /// Returns how often all segments were looked through for some to release or compact: for the tests.
+    pub fn looks(&self) -> u64 {
+        self.looks
     }
 
     /// Returns how many requests wait or are under way.
@@ -557,7 +566,8 @@ impl<T: Ticket> Engine<T> {
 
     /// Returns when [`Engine::handle_turn`] should come again although nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.journal.deadline(), self.turn_again, self.expiry_at, self.reclaim_at].into_iter().flatten().min()
+        let reclaim_at = self.next_look().filter(|_| self.reclaim_due);
+        [self.journal.deadline(), self.turn_again, self.expiry_at, reclaim_at].into_iter().flatten().min()
     }
 
     /// Returns whether the end has come: nothing is under way any more.
