@@ -37,6 +37,28 @@ class Demo(OfOurOwn):
         text = self.program(self.plinth, "demo", "--exit-after-selftest")
         self.assertEqual(text.count("✔"), 5, text)
 
+    def test_a_kept_demo_is_started_again_with_its_data(self):
+        folder = self.folder / "kept"
+        first = json.loads(self.program(self.plinth, "--output", "json", "demo", "--keep", folder, "--exit-after-selftest"))
+        again = subprocess.Popen(
+            [self.plinth, "--output", "json", "demo", "--keep", folder], env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, text=True,
+        )
+        self.addCleanup(again.kill)
+        second = json.loads(again.stdout.readline())
+        self.assertEqual(second["s3"], first["s3"])
+        self.assertNotEqual(second["access_key"], first["access_key"], "secrets are shown once")
+        for keys in (first, second):
+            s3 = wire.S3(keys["s3"], keys["access_key"], keys["secret_key"])
+            self.assertEqual(len(s3.get("demo", "selftest/first")), 8 << 20)
+        again.send_signal(signal.SIGTERM)
+        self.assertEqual(again.wait(30), 0)
+        # A cluster of real nodes is not taken for a demo.
+        real = self.folder / "real"
+        self.program(self.plinth, "init", "cluster", "--dir", real, "--name", "demo", "--base-port", 31000)
+        refused = self.program(self.plinth, "demo", "--keep", real, ok=False)
+        self.assertEqual(refused.returncode, 6, refused.stderr)
+
     def test_the_pasted_lines_work_as_they_stand(self):
         environment = {**self.environment, "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
         # Only what a person has who pastes: no credentials from elsewhere.
@@ -140,6 +162,7 @@ class Commands(OfOurOwn):
             return self.run_plinth(
                 "join", "--token-file", file, "--meta", token["meta"], "--roles", role, "--name", name,
                 "--data", self.folder / data, "--listen", address, "--health", "127.0.0.1:9",
+                *(["--s3", "127.0.0.1:10"] if role == "gateway" else []),
             )
 
         self.assertEqual(join("odd", "gateway", "odd").returncode, 4, "a token for storage admits no gateway")
@@ -270,7 +293,7 @@ class Growth(OfOurOwn):
                 s3.put("growth", f"before/{index}", content)
             cluster.join("s7", "storage")
             self.assert_token_is_used_up(cluster)
-            cluster.command("disk", "add", "s1", cluster.folder / "nodes" / "s1" / "extra")
+            cluster.command("disk", "add", "--create", "s1", cluster.folder / "nodes" / "s1" / "extra")
             self.wait_for_disks(cluster, 8)
             cluster.command("layout", "apply")
             shares = cluster.command("layout", "show")["disks"]
@@ -321,7 +344,7 @@ class Growth(OfOurOwn):
             s3.make_bucket("disks")
             content = bytes(range(256)) * 8192
             node = cluster.node("s1")
-            told = cluster.command("disk", "add", "s1", node.folder / "extra")
+            told = cluster.command("disk", "add", "--create", "s1", node.folder / "extra")
             self.assertIn("registered", told["message"])
             # Registered before the command returns: it is planned for at once.
             cluster.command("layout", "apply")
@@ -343,7 +366,7 @@ class Growth(OfOurOwn):
             for index in range(20):
                 self.assertEqual(s3.get("disks", f"o/{index}"), content)
             with self.assertRaisesRegex(ClusterError, "exit 6"):
-                cluster.command("disk", "add", "s1", node.folder / "extra")
+                cluster.command("disk", "add", "--create", "s1", node.folder / "extra")
             with self.assertRaisesRegex(ClusterError, "exit 5"):
                 cluster.command("disk", "add", "s9", "/nowhere")
             with self.assertRaisesRegex(ClusterError, "exit 2"):

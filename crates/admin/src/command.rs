@@ -1,6 +1,7 @@
 //! The operator's command line, as types. Help shows examples first.
 
 use clap::{Args, Subcommand, ValueEnum};
+use plinth_protocol::stripe::Code;
 
 /// How answers are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,8 +97,11 @@ pub enum DiskCommand {
     Add {
         /// The node's name.
         node: String,
-        /// The folder on that node; empty, or a disk of this cluster.
+        /// The folder on that node, where the disk is mounted; empty, or a disk of this cluster.
         path: String,
+        /// Makes the folder where it does not exist: on whatever file system is there.
+        #[arg(long)]
+        create: bool,
     },
 }
 
@@ -173,6 +177,28 @@ pub enum RaftCommand {
 pub enum LayoutCommand {
     /// Shows each disk's share of the placement groups.
     Show,
-    /// Plans placement groups over the disks that are up and uses them for new stripes.
-    Apply,
+    /// Plans placement groups over all disks and uses them for new stripes; does nothing where they are so already.
+    ///
+    /// Disks that are down keep their place. The code stays, unless failure domains were added: a code with less
+    /// redundancy or over fewer domains must be named.
+    ///
+    /// Example: plinth layout apply --dry-run
+    Apply(LayoutArgs),
+}
+
+/// Options of `layout apply`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct LayoutArgs {
+    /// Code of new stripes as K+M; without it the cluster's own, which grows with the failure domains.
+    #[arg(long)]
+    pub code: Option<Code>,
+    /// Leaves out disks that are down or on nodes that are down.
+    #[arg(long)]
+    pub skip_down: bool,
+    /// Allows a code that bears fewer losses than the present one.
+    #[arg(long)]
+    pub less_redundancy: bool,
+    /// Says what would be done and changes nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }

@@ -1,8 +1,8 @@
 //! Carries out an operator's command against a cluster.
 
 use crate::command::{
-    BucketCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutCommand, NodeCommand, RaftCommand,
-    RoleChoice, StatusArgs, TokenCommand,
+    BucketCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutArgs, LayoutCommand, NodeCommand,
+    RaftCommand, RoleChoice, StatusArgs, TokenCommand,
 };
 use crate::exit::{Exit, Trouble};
 use crate::report::{Report, bytes_text, table, time_text};
@@ -12,8 +12,8 @@ use bytes::Bytes;
 use plinth_client::Client;
 use plinth_protocol::map::{ClusterMap, NodeRecord, State};
 use plinth_protocol::meta::{
-    AccessKeyRow, AdminReply, AdminRequest, BucketsQuery, Command as Change, JoinTokenRow, LIST_ENTRIES_MAX, Outcome,
-    Query, RaftStatus, Refusal, RefusalKind, Reply,
+    AccessKeyRow, AdminReply, AdminRequest, BucketsQuery, Command as Change, DiskFolder, JoinTokenRow,
+    LIST_ENTRIES_MAX, LayoutOrder, Outcome, Query, RaftStatus, Refusal, RefusalKind, Reply,
 };
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{GROUP_SYSTEM, HybridTime, Method, Role};
@@ -57,7 +57,7 @@ pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Troub
         Command::Node(NodeCommand::Stop { name }) => demo_node(operator, AdminRequest::StopNode(name.clone())).await,
         Command::Node(NodeCommand::Start { name }) => demo_node(operator, AdminRequest::StartNode(name.clone())).await,
         Command::Disk(DiskCommand::List) => disk_list(operator).await,
-        Command::Disk(DiskCommand::Add { node, path }) => disk_add(operator, node, path).await,
+        Command::Disk(DiskCommand::Add { node, path, create }) => disk_add(operator, node, path, *create).await,
         Command::Bucket(BucketCommand::List) => bucket_list(operator).await,
         Command::Key(KeyCommand::Create { account, description }) => {
             key_create(operator, account, description.clone()).await
@@ -71,7 +71,7 @@ pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Troub
         Command::Raft(RaftCommand::Add { name }) => voter(operator, name, AdminRequest::AddVoter).await,
         Command::Raft(RaftCommand::Remove { name }) => voter(operator, name, AdminRequest::RemoveVoter).await,
         Command::Layout(LayoutCommand::Show) => layout_show(operator).await,
-        Command::Layout(LayoutCommand::Apply) => layout_apply(operator).await,
+        Command::Layout(LayoutCommand::Apply(args)) => layout_apply(operator, args).await,
     }
 }
 
@@ -171,7 +171,7 @@ async fn demo_node(operator: &Operator, request: AdminRequest) -> Result<Report,
             Ok(AdminReply::Done(text)) => {
                 return Ok(Report::done("NodeChange", json!({"node": name, "message": text}), text));
             }
-            Ok(AdminReply::RaftStatus(_)) => return Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
+            Ok(_) => return Err(unexpected_answer()),
             Err(trouble) if trouble.exit == Exit::Unreachable => last = Some(trouble),
             Err(trouble) => return Err(trouble),
         }
@@ -187,7 +187,7 @@ async fn disk_list(operator: &Operator) -> Result<Report, Trouble> {
     Ok(Report::done("DiskList", json!({ "items": disks }), text))
 }
 
-async fn disk_add(operator: &Operator, name: &str, path: &str) -> Result<Report, Trouble> {
+async fn disk_add(operator: &Operator, name: &str, path: &str, create: bool) -> Result<Report, Trouble> {
     let map = operator.map().await?;
     let node = find_node(&map, name)?;
     if node.address.ends_with(":0") {
@@ -197,11 +197,12 @@ async fn disk_add(operator: &Operator, name: &str, path: &str) -> Result<Report,
             "a demo's disks are fixed; plinth init makes a cluster that grows",
         ));
     }
-    match operator.ask(node, &AdminRequest::AddDisk(path.to_string()), COMMAND_TIME_MAX).await? {
+    let folder = DiskFolder { path: path.to_string(), create };
+    match operator.ask(node, &AdminRequest::AddDiskFolder(folder), COMMAND_TIME_MAX).await? {
         AdminReply::Done(text) => {
             Ok(Report::done("DiskChange", json!({"node": name, "path": path, "message": text}), text))
         }
-        AdminReply::RaftStatus(_) => Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
+        _ => Err(unexpected_answer()),
     }
 }
 
@@ -312,12 +313,26 @@ async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -
     operator.change(Change::CreateJoinToken(row)).await?;
     let map = operator.map().await?;
     let address = admitting(&map).map(|node| node.address.clone()).unwrap_or_default();
+    let join = join_line(roles, &address);
     let text = format!(
-        "Token (admits one node, expires {}):\n  {}\nOn the new node:\n  plinth join --token-file FILE --meta {address} --roles … --data DIR --listen HOST:PORT\n",
+        "Token (admits one node, expires {}):\n  {}\nOn the new node:\n  {join}\n",
         time_text(expires),
         token.text()
     );
-    Ok(Report::done("JoinToken", json!({"token": token.text(), "expires": time_text(expires), "meta": address}), text))
+    let value = json!({"token": token.text(), "expires": time_text(expires), "meta": address, "join": join});
+    Ok(Report::done("JoinToken", value, text))
+}
+
+/// Returns the command that uses a token, with every flag that these roles need.
+fn join_line(roles: &[RoleChoice], meta: &str) -> String {
+    let words: Vec<String> = roles.iter().map(|&role| Role::from(role).to_string()).collect();
+    let s3 = if roles.contains(&RoleChoice::Gateway) { " --s3 HOST:PORT" } else { "" };
+    let disk = if roles.contains(&RoleChoice::Storage) { " [--disk MOUNT_POINT]..." } else { "" };
+    format!(
+        "plinth join --token-file FILE --meta {meta} --roles {} --name NAME --data DIR --listen HOST:PORT \
+         --health HOST:PORT{s3}{disk}",
+        words.join(",")
+    )
 }
 
 /// Returns a metadata node to join through: a voter that is up, where there is one.
@@ -366,7 +381,7 @@ async fn raft_status(operator: &Operator) -> Result<Report, Trouble> {
 
 /// Sends a change to the leader of the system group, and to its successor where leadership moves: a leader that is
 /// itself to be removed gives leadership away first.
-async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest) -> Result<String, Trouble> {
+async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest) -> Result<AdminReply, Trouble> {
     let deadline = deadline();
     loop {
         match ask_present_leader(operator, map, request.clone()).await {
@@ -378,7 +393,11 @@ async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest
     }
 }
 
-async fn ask_present_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest) -> Result<String, Trouble> {
+async fn ask_present_leader(
+    operator: &Operator,
+    map: &ClusterMap,
+    request: AdminRequest,
+) -> Result<AdminReply, Trouble> {
     let views = raft_views(operator, map).await;
     let leader = views
         .iter()
@@ -390,10 +409,7 @@ async fn ask_present_leader(operator: &Operator, map: &ClusterMap, request: Admi
         .ok_or_else(|| {
             Trouble::new(Exit::Unreachable, "E1001", "the system group has no leader; see plinth raft status")
         })?;
-    match operator.ask(leader, &request, VOTER_CHANGE_TIME_MAX).await? {
-        AdminReply::Done(text) => Ok(text),
-        AdminReply::RaftStatus(_) => Err(Trouble::new(Exit::Unsupported, "E1010", "unexpected answer")),
-    }
+    operator.ask(leader, &request, VOTER_CHANGE_TIME_MAX).await
 }
 
 async fn voter(
@@ -403,8 +419,15 @@ async fn voter(
 ) -> Result<Report, Trouble> {
     let map = operator.map().await?;
     let node = find_node(&map, name)?.node;
-    let text = ask_leader(operator, &map, request(node)).await?;
-    Ok(Report::done("VoterChange", json!({"node": name, "message": text}), text))
+    let AdminReply::Done(text) = ask_leader(operator, &map, request(node)).await? else {
+        return Err(unexpected_answer());
+    };
+    let map = operator.map().await?;
+    let name_of = |id: &plinth_protocol::NodeId| map.node(*id).map_or(id.to_string(), |node| node.name.clone());
+    let voters: Vec<String> = map.voters.iter().map(name_of).collect();
+    let value = json!({"node": name, "id": node.0, "votes": map.voters.contains(&node), "voters": voters,
+        "groups": 1 + map.shards.len(), "message": text});
+    Ok(Report::done("VoterChange", value, text))
 }
 
 async fn layout_show(operator: &Operator) -> Result<Report, Trouble> {
@@ -426,8 +449,20 @@ async fn layout_show(operator: &Operator) -> Result<Report, Trouble> {
     Ok(Report::done("Layout", serde_json::to_value(&layout).expect("a layout has a JSON form"), text))
 }
 
-async fn layout_apply(operator: &Operator) -> Result<Report, Trouble> {
+async fn layout_apply(operator: &Operator, args: &LayoutArgs) -> Result<Report, Trouble> {
     let map = operator.map().await?;
-    let text = ask_leader(operator, &map, AdminRequest::RebuildPlacement).await?;
-    Ok(Report::done("LayoutChange", json!({ "message": text }), text))
+    let order = LayoutOrder {
+        code: args.code,
+        skip_down: args.skip_down,
+        less_redundancy: args.less_redundancy,
+        dry_run: args.dry_run,
+    };
+    match ask_leader(operator, &map, AdminRequest::ApplyLayout(order)).await? {
+        AdminReply::Layout(done) => Ok(view::layout_change(&done)),
+        _ => Err(unexpected_answer()),
+    }
+}
+
+fn unexpected_answer() -> Trouble {
+    Trouble::new(Exit::Unsupported, "E1010", "the node gave an answer that this command does not know")
 }

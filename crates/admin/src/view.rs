@@ -1,10 +1,11 @@
 //! What operators are shown: pure functions from the map and the counters to views.
 
-use crate::report::bytes_text;
+use crate::report::{Report, bytes_text};
 use plinth_protocol::map::{ClusterMap, DiskRecord, NodeRecord, State};
-use plinth_protocol::meta::{RaftStatus, ShardStat};
+use plinth_protocol::meta::{LayoutOutcome, RaftStatus, ShardStat};
 use plinth_protocol::{GROUP_SYSTEM, NodeId, Role};
 use serde::Serialize;
+use serde_json::json;
 
 /// Share of a disk's bytes at which writes stop, in percent (design, section 4).
 pub const WRITE_STOP_PERCENT: u64 = 85;
@@ -468,6 +469,41 @@ pub fn layout(map: &ClusterMap) -> LayoutView {
             })
             .collect(),
     }
+}
+
+/// Tells what an order for the placement groups came to.
+pub fn layout_change(done: &LayoutOutcome) -> Report {
+    let value = json!({"changed": done.changed, "dry_run": done.dry_run, "groups_added": done.added,
+        "groups_closed": done.closed, "code": done.code.to_string(), "code_before": done.code_before.to_string(),
+        "disks": done.disks, "down_and_kept": done.kept_down, "left_out": done.left_out});
+    let (count, code) = (done.disks.len(), done.code);
+    let mut text = match (done.changed, done.dry_run) {
+        (false, _) => {
+            format!("nothing to do: the placement groups are over these {count} disks with code {code} already\n")
+        }
+        (true, true) => format!(
+            "would add {} placement groups over {count} disks with code {code} and close {}; nothing has been changed\n",
+            done.added, done.closed
+        ),
+        (true, false) => format!(
+            "{} placement groups added over {count} disks, {} closed, code {code} for new stripes\n",
+            done.added, done.closed
+        ),
+    };
+    if done.changed && code != done.code_before {
+        let (before, m, m_before) = (done.code_before, code.m, done.code_before.m);
+        text.push_str(&format!(
+            "code {before} -> {code}: new objects bear {m} lost failure domains, {m_before} before\n"
+        ));
+    }
+    if !done.kept_down.is_empty() {
+        let names = done.kept_down.join(", ");
+        text.push_str(&format!("down, keeps its place: {names}. To plan without: plinth layout apply --skip-down\n"));
+    }
+    if !done.left_out.is_empty() {
+        text.push_str(&format!("left out: {}\n", done.left_out.join(", ")));
+    }
+    Report::done("LayoutChange", value, text)
 }
 
 #[cfg(test)]

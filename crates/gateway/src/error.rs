@@ -97,9 +97,13 @@ codes! {
     InternalError 500 "An internal error occurred. Try again.";
     NotImplemented 501 "A header or operation you provided implies functionality that is not implemented.";
     SlowDown 503 "Reduce your request rate.";
-    ServiceUnavailable 503 "The service is unable to decide the request now. Repeat it; with a client token the repetition settles it.";
+    ServiceUnavailable 503 "The service is unavailable now. Try again.";
     InsufficientStorage 507 "The cluster is full.";
 }
+
+/// What a client is told of a change that may or may not have happened.
+const UNDECIDED: &str =
+    "The outcome of the request is not known now. Repeat it; with a client token the repetition settles it.";
 
 /// Seconds that `Retry-After` names where the failure does not say.
 const RETRY_AFTER_S: u64 = 1;
@@ -175,6 +179,14 @@ impl S3Error {
     /// Adds a response header.
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.push((name, value));
+        self
+    }
+
+    /// Says the same for a request that only reads: there is no outcome to settle.
+    pub fn for_a_read(mut self) -> Self {
+        if self.0.code == Code::ServiceUnavailable {
+            self.0.message = Code::ServiceUnavailable.text().into();
+        }
         self
     }
 
@@ -262,14 +274,17 @@ impl From<Failure> for S3Error {
     fn from(failure: Failure) -> Self {
         let retry = retry_after(failure.retry_after_ms);
         match failure.kind {
-            FailureKind::Busy => S3Error::from(Code::SlowDown).header(header::RETRY_AFTER, retry),
-            FailureKind::Full => S3Error::from(Code::InsufficientStorage),
-            FailureKind::Denied => S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry),
+            FailureKind::Busy => S3Error::from(Code::SlowDown).header(header::RETRY_AFTER, retry).because(failure),
+            FailureKind::Full => S3Error::from(Code::InsufficientStorage).because(failure),
             FailureKind::Conflict => S3Error::from(Code::OperationAborted),
             FailureKind::NotFound | FailureKind::Corrupt | FailureKind::Internal | FailureKind::Invalid => {
                 S3Error::from(Code::InternalError).because(failure)
             }
-            FailureKind::Unavailable | FailureKind::Unknown | FailureKind::NotLeader | FailureKind::Fenced => {
+            FailureKind::Unknown => {
+                let error = S3Error::new(Code::ServiceUnavailable, UNDECIDED).header(header::RETRY_AFTER, retry);
+                error.because(failure)
+            }
+            FailureKind::Unavailable | FailureKind::NotLeader | FailureKind::Fenced | FailureKind::Denied => {
                 S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry).because(failure)
             }
         }
@@ -301,7 +316,8 @@ impl From<Refusal> for S3Error {
             RefusalKind::TokenMismatch => Code::IdempotencyParameterMismatch,
             RefusalKind::ObjectTooLarge => Code::EntityTooLarge,
             RefusalKind::WriterFenced | RefusalKind::StaleEpoch => {
-                return S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry_after(None));
+                let error = S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry_after(None));
+                return error.because(format!("{:?}: {}", refusal.kind, refusal.text));
             }
             // Nothing that an S3 request which passed our checks can cause.
             RefusalKind::NoSuchNode
@@ -340,6 +356,16 @@ mod tests {
             let mut xml = Writer::bare();
             error.write_xml(&mut xml, "/b/k", "1", "2");
             assert!(!String::from_utf8(xml.into_vec()).expect("text").contains("disk 7"));
+        }
+    }
+
+    #[test]
+    fn reads_are_not_told_of_client_tokens_and_every_refusal_of_the_cluster_has_its_cause() {
+        for kind in FailureKind::ALL.iter().copied().filter(|kind| *kind != FailureKind::Conflict) {
+            let error = S3Error::from(Failure::new(kind, "x"));
+            assert!(error.0.cause.is_some(), "{kind:?}");
+            assert_eq!(error.0.message.contains("client token"), kind == FailureKind::Unknown, "{kind:?}");
+            assert!(!error.for_a_read().0.message.contains("client token"));
         }
     }
 

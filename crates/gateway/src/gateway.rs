@@ -20,7 +20,7 @@ use crate::error::{Code, S3Error, S3Result};
 use crate::guard::Watch;
 use crate::hashing::Hasher;
 use crate::head::{Head, is_bucket_name};
-use crate::journey::{Journey, Stage};
+use crate::journey::{Journey, KeyLogging, Stage};
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::payload::{Claims, Payload};
@@ -61,6 +61,8 @@ pub struct GatewayConfig {
     pub failures_free: u32,
     /// From here on a request is logged as slow, with its stages.
     pub slow_after: Duration,
+    /// How the log names objects.
+    pub log_keys: KeyLogging,
     /// How long requests in flight may go on after the order to stop.
     pub drain: Duration,
     /// Where access keys come from.
@@ -79,6 +81,7 @@ impl GatewayConfig {
             connections_per_source_max: 1_000,
             failures_free: 20,
             slow_after: Duration::from_secs(1),
+            log_keys: KeyLogging::Hash,
             drain: Duration::from_secs(25),
             keys,
         }
@@ -136,6 +139,7 @@ impl<S: Store> Gateway<S> {
         let inner = &self.inner;
         let request_id = format!("{:016X}", inner.store.draw() as u64);
         let mut journey = Journey::start(request_id.clone(), inner.metrics.clone(), inner.config.slow_after);
+        journey.set_source(origin.source);
         let (parts, incoming) = request.into_parts();
         let is_empty = incoming.is_end_stream();
         let mut incoming = Some(incoming);
@@ -177,10 +181,14 @@ impl<S: Store> Gateway<S> {
         let inner = &self.inner;
         let row = support::route(head)?;
         journey.set_operation(row.name);
+        journey.set_target(&head.target, inner.config.log_keys);
         let now = Seconds::from_millis(inner.store.now().millis());
         let mut verified = match inner.verifier.verify(head, now).await {
             Ok(verified) => verified,
-            Err(error) => return Err(self.unproved(error, source).await),
+            Err(error) => {
+                journey.set_access_key(error.element_text("AWSAccessKeyId").unwrap_or_default());
+                return Err(self.unproved(error, source).await);
+            }
         };
         journey.set_access_key(&verified.credential.access_key);
         journey.end(Stage::Authentication);
@@ -242,6 +250,9 @@ impl<S: Store> Gateway<S> {
 
     fn error_response(&self, head: Option<&Head>, mut error: S3Error, journey: &Journey) -> Response<Body> {
         let inner = &self.inner;
+        if head.is_some_and(|head| matches!(head.method, Method::GET | Method::HEAD)) {
+            error = error.for_a_read();
+        }
         inner.metrics.failed(error.code().name());
         error.tell(journey.request_id());
         if error.code() == Code::SlowDown {

@@ -1,13 +1,16 @@
 //! What is told about a request when it is over: counters, one log line, and where the time went.
 
 use http::StatusCode;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::guard::Watch;
+use crate::head::Target;
 use crate::metrics::Metrics;
 use crate::reply::{Broken, Finish};
+use crate::signature::hex;
 
 /// The stages of a request, for the slow log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +34,45 @@ pub enum Stage {
 const STAGES: usize = 7;
 const STAGE_NAMES: [&str; STAGES] = ["authentication", "row", "body", "durable", "commit", "first_bytes", "reply"];
 
+/// How a log line names an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyLogging {
+    /// By its key.
+    Full,
+    /// By the first 16 hexadecimal digits of the key's SHA-256.
+    Hash,
+    /// Not at all.
+    Off,
+}
+
+/// Characters of an access key's id that the log takes: unproved ones are whatever the sender likes.
+const ACCESS_KEY_CHARACTERS_MAX: usize = 64;
+/// Bytes of a key's hash that stand in the log.
+const KEY_HASH_BYTES: usize = 8;
+
+impl KeyLogging {
+    fn name(self, key: &str) -> String {
+        match self {
+            KeyLogging::Full => key.to_owned(),
+            KeyLogging::Hash => {
+                let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+                hex(&digest.as_ref()[..KEY_HASH_BYTES])
+            }
+            KeyLogging::Off => String::new(),
+        }
+    }
+}
+
 /// One request's way from head to last byte. Dropped with the response's body, it reports.
 pub struct Journey {
     request_id: String,
     metrics: Metrics,
     operation: &'static str,
     access_key: String,
+    source: Option<IpAddr>,
+    bucket: String,
+    /// The object's key, as the configuration lets the log name it.
+    key: String,
     slow_after: Duration,
     started: Instant,
     last: Instant,
@@ -58,6 +94,9 @@ impl Journey {
             metrics,
             operation: "Unknown",
             access_key: String::new(),
+            source: None,
+            bucket: String::new(),
+            key: String::new(),
             slow_after,
             started: now,
             last: now,
@@ -80,9 +119,21 @@ impl Journey {
         self.operation = name;
     }
 
-    /// Names the access key that signed.
+    /// Says from which address the request comes.
+    pub fn set_source(&mut self, source: IpAddr) {
+        self.source = Some(source);
+    }
+
+    /// Names bucket and object.
+    pub fn set_target(&mut self, target: &Target, keys: KeyLogging) {
+        self.bucket = target.bucket.clone().unwrap_or_default();
+        self.key = target.key.as_deref().map(|key| keys.name(key)).unwrap_or_default();
+    }
+
+    /// Names the access key that signed, or is said to have.
     pub fn set_access_key(&mut self, access_key: &str) {
-        access_key.clone_into(&mut self.access_key);
+        self.access_key.clear();
+        self.access_key.extend(access_key.chars().take(ACCESS_KEY_CHARACTERS_MAX));
     }
 
     /// Counts bytes of the request's body.
@@ -159,6 +210,9 @@ impl Drop for Journey {
             sent_bytes = self.sent,
             duration_s = duration.as_secs_f64(),
             access_key = %self.access_key,
+            source = self.source.map(tracing::field::display),
+            bucket = %self.bucket,
+            key = %self.key,
             broken = self.broken,
             "request"
         );

@@ -38,6 +38,7 @@ mod xml;
 pub use admission::{BODY_BYTES_IN_FLIGHT, BODY_BYTES_IN_FLIGHT_MIN, BODY_RESERVE_BYTES_MAX};
 pub use error::{Code, S3Error};
 pub use gateway::{COMMIT_WAIT_MAX, DRAIN_BYTES_MAX, Gateway, GatewayConfig};
+pub use journey::KeyLogging;
 pub use metrics::Metrics;
 pub use server::serve;
 pub use signature::{Credential, KeyRing, StaticKeys};

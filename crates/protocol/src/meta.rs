@@ -19,6 +19,8 @@ use bytes::Bytes;
 pub const REQUEST_MEMORY_MS: u64 = 15 * 60 * 1000;
 /// How long it remembers the outcome of a client's own token.
 pub const TOKEN_MEMORY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Longest address of a node in bytes: a host name of 253, a colon, five digits, brackets.
+pub const ADDRESS_BYTES_MAX: usize = 261;
 /// Most entries in one page of any list.
 pub const LIST_ENTRIES_MAX: u32 = 1000;
 
@@ -112,6 +114,8 @@ choice! {
         80 => ConsumeJoinToken(ConsumeJoinToken),
         /// A voter's own promise (boot counter, log id, durable floor), checked at every handshake.
         81 => RecordVoter(VoterRecord),
+        /// A node says where it is reached: from itself alone.
+        90 => AnnounceAddress(NodeAddress),
     }
 }
 
@@ -257,6 +261,15 @@ record! {
         1 => node: NodeRecord,
         /// Hash of the node's certificate public key (SHA-256).
         2 => public_key: Option<[u8; 32]>,
+    }
+}
+
+record! {
+    /// Where a node is reached.
+    pub struct NodeAddress {
+        1 => node: NodeId,
+        /// Host and port of the node-to-node socket, at most [`ADDRESS_BYTES_MAX`].
+        2 => address: String,
     }
 }
 
@@ -675,6 +688,12 @@ choice! {
         6 => StopNode(String),
         /// Demo only: starts a stopped node again.
         7 => StartNode(String),
+        /// Plans placement as ordered and commits it where anything changes; the leader of the system group answers
+        /// `LayoutOutcome`. In place of `RebuildPlacement`, which is this with everything left at its default.
+        16 => ApplyLayout(LayoutOrder),
+        /// Opens one more disk folder on a running storage node, and makes it only where that is said. In place of
+        /// `AddDisk`, which makes none.
+        17 => AddDiskFolder(DiskFolder),
     }
 }
 
@@ -683,6 +702,54 @@ choice! {
     pub enum AdminReply {
         1 => Done(String),
         2 => RaftStatus(RaftStatus),
+        16 => Layout(LayoutOutcome),
+    }
+}
+
+record! {
+    /// A folder for a disk.
+    pub struct DiskFolder {
+        /// The folder on the node, from the root of its file system.
+        1 => path: String,
+        /// Make the folder where it does not exist.
+        2 => create: bool,
+    }
+}
+
+record! {
+    /// What an operator wants of the placement groups. By default the code stays, unless failure domains were added.
+    pub struct LayoutOrder {
+        /// This code instead of the one that the cluster would choose.
+        1 => code: Option<crate::stripe::Code>,
+        /// Leave out disks that are down or on nodes that are down; otherwise they keep their place.
+        2 => skip_down: bool,
+        /// Allow a code that bears fewer losses than the present one.
+        3 => less_redundancy: bool,
+        /// Say what would be done and do nothing.
+        4 => dry_run: bool,
+    }
+}
+
+record! {
+    /// What was done, or would be.
+    pub struct LayoutOutcome {
+        /// Whether anything changes: false where the groups are over these disks with this code already.
+        1 => changed: bool,
+        /// Placement groups added.
+        2 => added: u64,
+        /// Placement groups closed.
+        3 => closed: u64,
+        /// The code of new stripes.
+        4 => code: crate::stripe::Code,
+        /// The code before.
+        5 => code_before: crate::stripe::Code,
+        /// Names of the disks that the open groups are over.
+        6 => disks: Vec<String>,
+        /// Those of them that are down or on a node that is down.
+        7 => kept_down: Vec<String>,
+        /// Names of disks that are in no open group: failed, draining, or down and left out by order.
+        8 => left_out: Vec<String>,
+        9 => dry_run: bool,
     }
 }
 

@@ -30,6 +30,7 @@ impl Command {
             | Command::RemoveBucket(_)
             | Command::RegisterWriter(_) => &[Role::Gateway],
             Command::RegisterDisk(_) | Command::SetDiskState(_) => &[Role::Storage],
+            Command::AnnounceAddress(_) => &[Role::Gateway, Role::Meta, Role::Storage],
             Command::RegisterNode(_) | Command::ConsumeJoinToken(_) => &[Role::Meta],
             Command::CreateAccessKey(_) | Command::RevokeAccessKey(_) | Command::CreateJoinToken(_) => &[Role::Admin],
             Command::RaiseFence(_)
@@ -46,6 +47,7 @@ impl Command {
         match self {
             Command::RegisterWriter(node) => Some(*node),
             Command::RegisterDisk(disk) => Some(disk.node),
+            Command::AnnounceAddress(announced) => Some(announced.node),
             _ => None,
         }
     }
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
     use crate::ids::{DiskId, GROUP_SYSTEM, HybridTime, Incarnation, RequestId, WriterId};
     use crate::map::{DiskRecord, State};
-    use crate::meta::{AccessKeyRow, GroupQuery, JoinTokenRow, Mutation};
+    use crate::meta::{AccessKeyRow, GroupQuery, JoinTokenRow, Mutation, NodeAddress};
 
     use bytes::Bytes;
 
@@ -158,6 +160,15 @@ mod tests {
         assert!(is_denied(&disk(5), Role::Gateway));
         assert!(!is_denied(&mutation(Command::RegisterWriter(NodeId(5))), Role::Gateway));
         assert!(is_denied(&mutation(Command::RegisterWriter(NodeId(6))), Role::Gateway));
+        for role in [Role::Gateway, Role::Meta, Role::Storage] {
+            let moved = |node| {
+                mutation(Command::AnnounceAddress(NodeAddress { node: NodeId(node), address: "10.0.0.9:7000".into() }))
+            };
+            assert!(!is_denied(&moved(5), role));
+            assert!(is_denied(&moved(6), role));
+        }
+        let moved = NodeAddress { node: NodeId(5), address: "10.0.0.9:7000".into() };
+        assert!(is_denied(&mutation(Command::AnnounceAddress(moved)), Role::Admin));
     }
 
     #[test]

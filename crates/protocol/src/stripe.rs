@@ -82,6 +82,24 @@ impl Code {
     }
 }
 
+/// Most fragments of a stripe.
+pub const CODE_WIDTH_MAX: usize = 32;
+
+impl std::str::FromStr for Code {
+    type Err = &'static str;
+
+    /// Reads `K+M` as operators write it: a code over matrix 1.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (k, m) = text.split_once('+').ok_or("a code is K+M, such as 3+2")?;
+        let (k, m): (u8, u8) =
+            (k.parse().map_err(|_| "K is not a number")?, m.parse().map_err(|_| "M is not a number")?);
+        if k == 0 || usize::from(k) + usize::from(m) > CODE_WIDTH_MAX {
+            return Err("K is at least 1 and K+M at most 32");
+        }
+        Ok(Code::new(k, m))
+    }
+}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}+{}", self.k, self.m)

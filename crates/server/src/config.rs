@@ -84,6 +84,10 @@ impl From<RoleName> for Role {
 pub struct TransportSection {
     /// Address and port to listen on.
     pub listen: String,
+    /// Address and port at which other nodes reach this one, where that is not `listen`: behind address translation,
+    /// or where `listen` is a wildcard. The node announces it to the cluster when it starts.
+    #[serde(default)]
+    pub advertise: Option<String>,
 }
 
 /// Secrets, by file: relative paths start at the configuration file's folder.
@@ -205,11 +209,35 @@ pub struct LogSection {
     pub format: LogFormat,
     /// `error`, `warn`, `info`, `debug` or `trace`, or a filter such as `info,plinth_meta=debug`.
     pub level: String,
+    /// How lines about S3 requests name objects: `full`, `hash` (the first 16 digits of the key's SHA-256) or `off`.
+    pub keys: KeysInLogs,
+}
+
+/// How log lines name objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeysInLogs {
+    /// The key itself.
+    Full,
+    /// The first 16 hexadecimal digits of its SHA-256: the same key is the same word.
+    Hash,
+    /// Nothing.
+    Off,
+}
+
+impl From<KeysInLogs> for plinth_gateway::KeyLogging {
+    fn from(keys: KeysInLogs) -> Self {
+        match keys {
+            KeysInLogs::Full => plinth_gateway::KeyLogging::Full,
+            KeysInLogs::Hash => plinth_gateway::KeyLogging::Hash,
+            KeysInLogs::Off => plinth_gateway::KeyLogging::Off,
+        }
+    }
 }
 
 impl Default for LogSection {
     fn default() -> Self {
-        LogSection { format: LogFormat::Json, level: "info".into() }
+        LogSection { format: LogFormat::Json, level: "info".into(), keys: KeysInLogs::Hash }
     }
 }
 
@@ -281,6 +309,12 @@ impl Config {
         self.node.roles.contains(&role)
     }
 
+    /// Returns the address at which other nodes reach this one; nothing where only an operator can tell.
+    pub fn advertised(&self) -> Option<String> {
+        let address = self.transport.advertise.as_ref().unwrap_or(&self.transport.listen);
+        is_dialable(address).then(|| address.clone())
+    }
+
     /// Checks what no single key can tell.
     fn check(&self, file: &Path) -> Result<(), ConfigError> {
         let fail = |text: &str| Err(ConfigError::Inconsistent { file: file.to_path_buf(), text: text.into() });
@@ -299,6 +333,9 @@ impl Config {
         }
         if let Some((section, address)) = sockets.iter().find(|(_, address)| !is_address(address)) {
             return fail(&format!("{section}.listen: \"{address}\" is not <host>:<port>"));
+        }
+        if let Some(address) = self.transport.advertise.as_ref().filter(|address| !is_dialable(address)) {
+            return fail(&format!("transport.advertise: \"{address}\" is no <host>:<port> that others can dial"));
         }
         if let Some((section, address)) = sockets.iter().enumerate().find_map(|(at, (section, address))| {
             let twice = sockets[..at].iter().any(|(_, other)| other == address) && !address.ends_with(":0");
@@ -394,6 +431,13 @@ fn is_address(text: &str) -> bool {
     !host.is_empty() && (bracketed || !host.contains([':', ' '])) && port.parse::<u16>().is_ok()
 }
 
+/// Whether others can dial an address: no wildcard, no port that is chosen later.
+fn is_dialable(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':').filter(|_| is_address(text)) else { return false };
+    let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    port.parse::<u16>().is_ok_and(|port| port > 0) && !ip.is_ok_and(|ip| ip.is_unspecified())
+}
+
 /// Reads `<node id>@<host>:<port>`.
 pub fn parse_meta_peer(text: &str) -> Option<(u64, String)> {
     let (node, address) = text.split_once('@')?;
@@ -406,7 +450,7 @@ pub fn parse_meta_peer(text: &str) -> Option<(u64, String)> {
 pub fn default_text() -> String {
     let config = Config {
         node: NodeSection { name: "s1".into(), roles: vec![RoleName::Storage], data: "data".into(), incarnation: 1 },
-        transport: TransportSection { listen: "127.0.0.1:7000".into() },
+        transport: TransportSection { listen: "127.0.0.1:7000".into(), advertise: Some("127.0.0.1:7000".into()) },
         security: SecuritySection {
             certificate: "node.crt".into(),
             private_key: "node.key".into(),
@@ -592,6 +636,7 @@ mod tests {
                 "observability.listen: 127.0.0.1:7000 is taken",
             ),
             ("level = \"info\"", "level = \"inof\"", "log.level: \"inof\""),
+            ("advertise = \"127.0.0.1:7000\"", "advertise = \"0.0.0.0:7000\"", "transport.advertise: \"0.0.0.0:7000\""),
             ("body_bytes_max = 1073741824", "body_bytes_max = 33554431", "gateway.body_bytes_max"),
             ("\"storage\"", "\"stroage\"", "plinth.toml:3: unknown variant `stroage`"),
             ("name = \"s1\"\n", "", "node.name is missing"),
@@ -613,6 +658,20 @@ mod tests {
         assert_eq!(config.gateway.region, "hanoi");
         assert!(Config::load(&file, &set("PLINTH__GATEWAY__REGOIN", "hanoi")).is_err());
         assert!(Config::load(&file, &set("PLINTH__STORAGE__SEGMENT_BYTES", "17")).is_err());
+    }
+
+    #[test]
+    fn others_dial_what_is_advertised_or_listened_on_but_no_wildcard() {
+        let advertised = |listen: &str, advertise: Option<&str>| {
+            let mut config: Config = toml::from_str(&default_text()).unwrap();
+            config.transport = TransportSection { listen: listen.into(), advertise: advertise.map(str::to_string) };
+            config.advertised()
+        };
+        assert_eq!(advertised("10.0.0.1:7000", None).as_deref(), Some("10.0.0.1:7000"));
+        assert_eq!(advertised("0.0.0.0:7000", Some("s1.dc:7000")).as_deref(), Some("s1.dc:7000"));
+        for listen in ["0.0.0.0:7000", "[::]:7000", "127.0.0.1:0"] {
+            assert_eq!(advertised(listen, None), None, "{listen}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use crate::config::{Config, MetaSection, RoleName};
 use crate::files;
 use crate::init::{self, Laid, Plan, PlannedNode};
+use crate::kept::{self, Kept};
 use crate::logging;
 use crate::node::{Network, Node};
 use crate::profile::{PROFILE_FILE, Profile};
@@ -34,13 +35,15 @@ const S3_PORT: u16 = 9000;
 const PORTS_TRIED_MAX: u16 = 1000;
 /// The demo's bucket.
 pub const BUCKET: &str = "demo";
+/// The demo's cluster.
+pub const NAME: &str = "demo";
 /// How long deleted data is kept in a demo, in seconds.
-const DEFERRED_DELETE_SECONDS: u64 = 10;
+pub const DEFERRED_DELETE_SECONDS: u64 = 10;
 
 /// Options of `plinth demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Keeps the data in this folder, which must be empty or absent.
+    /// Keeps the data in this folder: empty, absent, or that of an earlier demo, which is then started again.
     #[arg(long)]
     keep: Option<PathBuf>,
     /// Writes the lines to paste into this file too.
@@ -84,10 +87,22 @@ async fn run_in(args: &DemoArgs, folder: &Path, human: bool) -> Result<(), Troub
         let fate = if args.keep.is_some() { "kept" } else { "thrown away at Ctrl-C (keep: --keep DIR)" };
         println!("plinth {} demo: loopback only, {fate}", env!("CARGO_PKG_VERSION"));
     }
-    let plan = plan(folder).await?;
-    let laid = init::lay(&plan)?;
+    let kept = if args.keep.is_some() { kept::find(folder)? } else { None };
+    let is_again = kept.is_some();
+    let (plan, mut laid) = match kept {
+        Some(Kept { plan, laid }) => (plan, laid),
+        None => {
+            let plan = plan(folder).await?;
+            let laid = init::lay(&plan)?;
+            (plan, laid)
+        }
+    };
     let demo = Demo::start(&laid).await?;
     let profile = publish_profile(&laid)?;
+    if is_again {
+        // Secrets are shown once: a demo that is started again gets one more key. The earlier ones go on working.
+        (laid.access_key, laid.secret_key) = another_key(&laid.profile).await?;
+    }
     let test = SelfTest::new(&demo, &plan, &laid, human, started);
     let outcome = Box::pin(test.run()).await;
     if let Ok(steps) = &outcome {
@@ -102,6 +117,15 @@ async fn run_in(args: &DemoArgs, folder: &Path, human: bool) -> Result<(), Troub
     demo.stop().await;
     let _ = files::remove(&profile);
     outcome.map(|_| ())
+}
+
+/// Makes one more access key, as an operator does.
+async fn another_key(profile: &Path) -> Result<(String, String), Trouble> {
+    let description = Some("made by plinth demo".to_string());
+    let create = plinth_admin::command::KeyCommand::Create { account: "root".into(), description };
+    let report = crate::operate::run(profile, &plinth_admin::Command::Key(create)).await?;
+    let text = |name: &str| report.value[name].as_str().unwrap_or_default().to_string();
+    Ok((text("access_key"), text("secret_key")))
 }
 
 async fn wait_for_signal() -> Result<(), Trouble> {
@@ -142,7 +166,7 @@ async fn plan(folder: &Path) -> Result<Plan, Trouble> {
         nodes.push(storage);
     }
     Ok(Plan {
-        name: "demo".into(),
+        name: NAME.into(),
         folder: std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf()),
         nodes,
         code: Code::for_domains(6),
@@ -292,6 +316,8 @@ fn publish_profile(laid: &Laid) -> Result<PathBuf, Trouble> {
     let folder = Profile::demo_folder(&environment);
     files::make_own_folder(&folder).map_err(|error| init::file_trouble(&folder, error))?;
     let file = folder.join(PROFILE_FILE);
+    // What an earlier demo's commands learned is not about this one.
+    let _ = files::remove(&file.with_extension("voters"));
     let profile = Profile::load(&laid.profile)?;
     let text =
         toml::to_string_pretty(&profile).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;

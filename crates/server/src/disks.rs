@@ -14,7 +14,7 @@ use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::secret::draw;
 use plinth_client::Client;
 use plinth_protocol::map::{ClusterMap, DiskRecord, State};
-use plinth_protocol::meta::{AdminReply, AdminRequest, Command, Outcome, Query, Reply, SetDiskState};
+use plinth_protocol::meta::{AdminReply, AdminRequest, Command, DiskFolder, Outcome, Query, Reply, SetDiskState};
 use plinth_protocol::storage::DiskStat;
 use plinth_protocol::{DiskId, Failure, FailureKind, GROUP_SYSTEM, Incarnation, NodeId};
 use plinth_storage::{DiskConfig, FormatConfig, StorageConfig, StorageNode};
@@ -162,10 +162,10 @@ pub fn prepare(config: &Config, identity: &Identity, memory: &Memory) -> Result<
     }
     let (mut disks, mut last) = (Vec::new(), None);
     for path in paths {
-        match prepare_known(config, identity, memory, path) {
+        match prepare_known(config, identity, memory, path.clone()) {
             Ok(disk) => disks.push(disk),
             Err(trouble) => {
-                tracing::error!(reason = trouble.text, "disk not in service");
+                tracing::error!(path = %path.display(), reason = trouble.text, "disk not in service");
                 last = Some(trouble);
             }
         }
@@ -179,7 +179,7 @@ pub fn prepare(config: &Config, identity: &Identity, memory: &Memory) -> Result<
 fn prepare_known(config: &Config, identity: &Identity, memory: &Memory, path: PathBuf) -> Result<DiskConfig, Trouble> {
     let Some(known) = memory.at(&path) else { return prepare_new(config, identity, path) };
     let entries = files::list(&path).map_err(|error| init::file_trouble(&path, error))?;
-    if entries.is_empty() {
+    if files::is_blank(&entries) {
         let text = format!(
             "{} is empty and held disk {}: is its file system mounted? A new disk at this place: plinth disk add {} {}",
             path.display(),
@@ -193,10 +193,34 @@ fn prepare_known(config: &Config, identity: &Identity, memory: &Memory, path: Pa
     Ok(DiskConfig { path, expected: None })
 }
 
+/// Name of the file that every disk's folder has (`plinth_journal`'s folder).
+const SUPERBLOCK: &str = "superblock";
+/// Entries of a foreign folder that are named.
+const ENTRIES_TOLD_MAX: usize = 3;
+
+/// Refuses a folder that holds something, but no disk.
+fn require_disk(path: &Path, entries: &[PathBuf]) -> Result<(), Trouble> {
+    if entries.iter().any(|entry| entry.file_name().is_some_and(|name| name == SUPERBLOCK)) {
+        return Ok(());
+    }
+    let names = entries.iter().filter_map(|entry| entry.file_name()).map(|name| name.to_string_lossy());
+    let names: Vec<_> = names.take(ENTRIES_TOLD_MAX).collect();
+    let text = format!(
+        "{} is not empty and holds no Plinth disk (it has {}{}): name an empty folder, or move these files away. \
+         Nothing was changed",
+        path.display(),
+        names.join(", "),
+        if entries.len() > ENTRIES_TOLD_MAX { " …" } else { "" }
+    );
+    Err(Trouble::new(Exit::Conflict, "E2018", text))
+}
+
 /// Formats an empty disk folder; leaves one that carries a disk as it is.
 fn prepare_new(config: &Config, identity: &Identity, path: PathBuf) -> Result<DiskConfig, Trouble> {
     let entries = files::list(&path).map_err(|error| init::file_trouble(&path, error))?;
-    if entries.is_empty() {
+    if !files::is_blank(&entries) {
+        require_disk(&path, &entries)?;
+    } else {
         let capacity = match config.storage.capacity_bytes {
             0 => files::space_bytes(&path).map_err(|error| init::file_trouble(&path, error))?,
             bytes => bytes,
@@ -280,11 +304,18 @@ impl ProcessControl for OwnControl {
         let (storage, memory) = (self.storage.clone(), self.memory.clone());
         let (config, identity, reports) = (self.config.clone(), self.identity.clone(), self.reports.clone());
         Box::pin(async move {
-            let AdminRequest::AddDisk(path) = request else {
-                return Err(Failure::new(FailureKind::Invalid, "only a demo stops and starts its nodes by command"));
+            let folder = match request {
+                AdminRequest::AddDisk(path) => DiskFolder { path, create: false },
+                AdminRequest::AddDiskFolder(folder) => folder,
+                _ => {
+                    return Err(Failure::new(
+                        FailureKind::Invalid,
+                        "only a demo stops and starts its nodes by command",
+                    ));
+                }
             };
-            let path = PathBuf::from(path);
-            let disk = add(&storage, &memory, &config, &identity, &path).await?;
+            let path = PathBuf::from(folder.path);
+            let disk = add(&storage, &memory, &config, &identity, &path, folder.create).await?;
             let (order, reported) = oneshot::channel();
             let report = match reports.try_send(order) {
                 Ok(()) => tokio::time::timeout(REPORT_TIME_MAX, reported).await.ok().and_then(Result::ok),
@@ -309,10 +340,14 @@ async fn add(
     config: &Config,
     identity: &Identity,
     path: &Path,
+    create: bool,
 ) -> Result<DiskId, Failure> {
     let invalid = |text: String| Failure::new(FailureKind::Invalid, text);
     if !path.is_absolute() {
         return Err(invalid(format!("{}: name the folder from the root of the node's file system", path.display())));
+    }
+    if !create {
+        require_folder(path, &config.node.name)?;
     }
     let _alone = memory.adding.lock().await;
     let added = !config.storage.disks.iter().any(|known| known == path);
@@ -330,7 +365,10 @@ async fn add(
                 files::make_folder(&path).map_err(|error| init::file_trouble(&path, error))?;
                 prepare_new(&config, &identity, path)
             });
-            let disk = disk.await.map_err(|trouble| invalid(trouble.text))?;
+            let disk = disk.await.map_err(|trouble| match trouble.exit {
+                Exit::Conflict => Failure::new(FailureKind::Conflict, trouble.text),
+                _ => invalid(trouble.text),
+            })?;
             let path = disk.path.clone();
             let opened = storage.add_disk(disk).await.map_err(|error| invalid(error.to_string()))?;
             KnownDisk { path, id: opened.disk.to_string(), incarnation: opened.incarnation.0, added }
@@ -340,6 +378,19 @@ async fn add(
     let remembered = blocking(move || memory.remember(known)).await;
     remembered.map_err(|trouble| Failure::new(FailureKind::Internal, trouble.text))?;
     Ok(disk)
+}
+
+/// Refuses a path that does not exist: a folder made in its place would lie on the root disk.
+fn require_folder(path: &Path, node: &str) -> Result<(), Failure> {
+    if files::exists(path) {
+        return Ok(());
+    }
+    let text = format!(
+        "{} does not exist on {node}: mount the disk there, or add --create to make the folder on the file system that \
+         is there now",
+        path.display()
+    );
+    Err(Failure::new(FailureKind::NotFound, text))
 }
 
 /// Returns the disk in service at a folder.
@@ -500,7 +551,7 @@ mod tests {
         let (first, second) = (config.storage.disks[0].clone(), folder.path().join("extra"));
         let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
-        let added = add(&storage, &memory, &config, &identity, &second).await.unwrap();
+        let added = add(&storage, &memory, &config, &identity, &second, true).await.unwrap();
         storage.shutdown().await;
 
         // As after a reboot without this mount.
@@ -513,7 +564,7 @@ mod tests {
         assert_eq!(memory.missing(&storage).len(), 1);
 
         // Only an order that names the folder makes it a new disk.
-        add(&storage, &memory, &config, &identity, &first).await.unwrap();
+        add(&storage, &memory, &config, &identity, &first, true).await.unwrap();
         assert_eq!(storage.disks().len(), 2);
         assert_eq!(memory.missing(&storage), []);
         storage.shutdown().await;
@@ -569,10 +620,35 @@ mod tests {
         let (config, identity) = (config(folder.path(), &["d1"]), identity());
         let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
-        let again = add(&storage, &memory, &config, &identity, &config.storage.disks[0]).await.unwrap_err();
+        let again = add(&storage, &memory, &config, &identity, &config.storage.disks[0], true).await.unwrap_err();
         assert_eq!(again.kind, FailureKind::Conflict);
-        let relative = add(&storage, &memory, &config, &identity, Path::new("d9")).await.unwrap_err();
+        let relative = add(&storage, &memory, &config, &identity, Path::new("d9"), true).await.unwrap_err();
         assert_eq!(relative.kind, FailureKind::Invalid);
+        storage.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_path_that_does_not_exist_or_holds_other_files_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, identity) = (config(folder.path(), &["d1"]), identity());
+        let memory = load(&config);
+        let storage = open(&config, &identity, &memory).await.unwrap();
+        let typo = folder.path().join("mnt/dsik");
+        let refused = add(&storage, &memory, &config, &identity, &typo, false).await.unwrap_err();
+        assert_eq!(refused.kind, FailureKind::NotFound);
+        assert!(refused.text.contains("--create") && !files::exists(&typo), "{}", refused.text);
+        let dirty = folder.path().join("dirty");
+        files::make_folder(&dirty).unwrap();
+        files::write_public(&dirty.join("holiday.jpg"), b"x").unwrap();
+        for create in [false, true] {
+            let refused = add(&storage, &memory, &config, &identity, &dirty, create).await.unwrap_err();
+            assert!(refused.text.contains("holds no Plinth disk (it has holiday.jpg)"), "{}", refused.text);
+            assert_eq!(refused.kind, FailureKind::Conflict);
+        }
+        // As mkfs.ext4 leaves a new file system.
+        let fresh = folder.path().join("fresh");
+        files::make_folder(&fresh.join("lost+found")).unwrap();
+        add(&storage, &memory, &config, &identity, &fresh, false).await.unwrap();
         storage.shutdown().await;
     }
 
@@ -586,11 +662,11 @@ mod tests {
         // As a full file system: the draft can't be made.
         let draft = config.node.data.join(FILE).with_extension("draft");
         files::make_folder(&draft).unwrap();
-        let failed = add(&storage, &memory, &config, &identity, &extra).await.unwrap_err();
+        let failed = add(&storage, &memory, &config, &identity, &extra, true).await.unwrap_err();
         assert_eq!(failed.kind, FailureKind::Internal);
         files::remove_tree(&draft).unwrap();
-        let added = add(&storage, &memory, &config, &identity, &extra).await.unwrap();
-        let again = add(&storage, &memory, &config, &identity, &extra).await.unwrap_err();
+        let added = add(&storage, &memory, &config, &identity, &extra, true).await.unwrap();
+        let again = add(&storage, &memory, &config, &identity, &extra, true).await.unwrap_err();
         assert_eq!(again.kind, FailureKind::Conflict);
         storage.shutdown().await;
         let memory = load(&config);
@@ -610,7 +686,7 @@ mod tests {
         }
         let memory = load(&config);
         let storage = open(&config, &identity, &memory).await.unwrap();
-        add(&storage, &memory, &config, &identity, &extra).await.unwrap();
+        add(&storage, &memory, &config, &identity, &extra, true).await.unwrap();
         storage.shutdown().await;
         config.storage.disks.extend([extra.clone(), other]);
         let disks = prepare(&config, &identity, &load(&config)).unwrap();

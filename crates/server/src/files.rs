@@ -35,6 +35,14 @@ pub fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(entries)
 }
 
+/// Name of the folder that `mkfs.ext4` leaves in every new file system.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Whether a folder with these entries holds nothing: a new file system counts as empty.
+pub fn is_blank(entries: &[PathBuf]) -> bool {
+    entries.iter().all(|entry| entry.file_name().is_some_and(|name| name == LOST_AND_FOUND))
+}
+
 /// Whether a path exists.
 pub fn exists(path: &Path) -> bool {
     path.exists()

@@ -61,11 +61,14 @@ pub struct SingleArgs {
     /// Folder for everything; must be empty or absent.
     #[arg(long)]
     data: PathBuf,
-    /// Disk folders, one a disk; without any, one below the data folder.
+    /// Disk folders, one a disk, where the disks are mounted; without any, one below the data folder.
     #[arg(long)]
     disk: Vec<PathBuf>,
-    /// Host or address that the sockets listen on.
-    #[arg(long, default_value = "127.0.0.1")]
+    /// Makes the disk folders that do not exist: on whatever file system is there.
+    #[arg(long)]
+    create: bool,
+    /// Address that the sockets listen on; a host name stands for the first of its addresses, IPv4 before IPv6.
+    #[arg(long, default_value = "127.0.0.1", value_parser = parse_host)]
     host: IpAddr,
     /// Port of S3; node-to-node and observability take the next two.
     #[arg(long, default_value_t = 9000)]
@@ -93,14 +96,14 @@ pub struct ClusterArgs {
     /// Disks of each storage node.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     disks: u64,
-    /// Address that all sockets listen on.
-    #[arg(long, default_value = "127.0.0.1")]
+    /// Address that all sockets listen on; a host name stands for the first of its addresses, IPv4 before IPv6.
+    #[arg(long, default_value = "127.0.0.1", value_parser = parse_host)]
     host: IpAddr,
     /// First port; each node takes one or two. Gateways' S3 ports come first.
     #[arg(long, default_value_t = 9100)]
     base_port: u16,
     /// Code of new stripes as K+M; without it, by the number of storage nodes.
-    #[arg(long, value_parser = parse_code)]
+    #[arg(long)]
     code: Option<Code>,
     /// Segment size of the disks in MiB.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=256))]
@@ -113,13 +116,30 @@ pub struct ClusterArgs {
     name: String,
 }
 
-fn parse_code(text: &str) -> Result<Code, String> {
-    let (k, m) = text.split_once('+').ok_or("a code is K+M, such as 3+2")?;
-    let (k, m): (u8, u8) = (k.parse().map_err(|_| "K is no number")?, m.parse().map_err(|_| "M is no number")?);
-    if k == 0 || usize::from(k) + usize::from(m) > 32 {
-        return Err("K is at least 1 and K+M at most 32".into());
+/// Reads an address, or asks the system for those of a host name.
+fn parse_host(text: &str) -> Result<IpAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
     }
-    Ok(Code::new(k, m))
+    let found = std::net::ToSocketAddrs::to_socket_addrs(&(text, 0)).map_err(|error| error.to_string())?;
+    let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| "the host has no address".to_string())
+}
+
+/// Refuses disk folders that do not exist: made in the place of a mount, they would lie on the root disk.
+pub fn require_disks(disks: &[PathBuf]) -> Result<(), Trouble> {
+    match disks.iter().find(|disk| !files::exists(disk)) {
+        None => Ok(()),
+        Some(disk) => {
+            let text = format!(
+                "{} does not exist: mount the disk there, or add --create to make the folder on the file system that \
+                 is there now. Nothing was changed",
+                disk.display()
+            );
+            Err(Trouble::new(Exit::NotFound, "E2019", text))
+        }
+    }
 }
 
 /// One node to lay out.
@@ -187,6 +207,9 @@ pub fn run(command: InitCommand) -> Result<Report, Trouble> {
 
 fn plan_single(args: SingleArgs) -> Result<Plan, Trouble> {
     let data = absolute(&args.data);
+    if !args.create {
+        require_disks(&args.disk)?;
+    }
     let disks = if args.disk.is_empty() {
         vec![data.join("d0")]
     } else {
@@ -291,7 +314,7 @@ fn refuse_occupied(plan: &Plan) -> Result<(), Trouble> {
     let folders = std::iter::once(&plan.folder).chain(plan.nodes.iter().flat_map(|node| &node.disks));
     for folder in folders {
         match files::list(folder) {
-            Ok(entries) if entries.is_empty() => {}
+            Ok(entries) if files::is_blank(&entries) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Ok(_) => {
                 let text = format!("{} is not empty; name an empty or absent folder", folder.display());
@@ -379,7 +402,7 @@ fn found_map(plan: &Plan, cluster: ClusterId, disks: Vec<DiskRecord>) -> Result<
         voters,
         feature_level: FEATURE_LEVEL,
     };
-    map.pgs = placement::plan(&map, Some(plan.code)).map_err(|error| usage(&error.to_string()))?.add;
+    map.pgs = placement::plan(&map, plan.code).map_err(|error| usage(&error.to_string()))?.add;
     Ok(map)
 }
 
@@ -419,7 +442,7 @@ fn node_config(plan: &Plan, node: &PlannedNode, folder: &Path, meta: Vec<String>
     let wraps = is_meta || node.roles.contains(&RoleName::Gateway);
     Config {
         node: NodeSection { name: node.name.clone(), roles: node.roles.clone(), data: "data".into(), incarnation: 1 },
-        transport: TransportSection { listen: node.listen.to_string() },
+        transport: TransportSection { listen: node.listen.to_string(), advertise: None },
         security: SecuritySection {
             certificate: "node.crt".into(),
             private_key: "node.key".into(),
@@ -550,6 +573,14 @@ pub fn file_trouble(file: &Path, error: std::io::Error) -> Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_an_address_or_a_name_that_has_one() {
+        assert_eq!(parse_host("10.0.0.1"), Ok(IpAddr::from([10, 0, 0, 1])));
+        assert_eq!(parse_host("::1"), Ok(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])));
+        assert!(parse_host("localhost").unwrap().is_loopback());
+        assert!(parse_host("no such host").is_err());
+    }
 
     // Reads a file of the project.
     #[allow(clippy::disallowed_methods)]

@@ -7,7 +7,8 @@
 
 use crate::config::*;
 use crate::files;
-use crate::init::{CERTIFICATE_LIFE, file_trouble};
+use crate::init::{CERTIFICATE_LIFE, file_trouble, require_disks};
+use crate::registry::address_holder;
 use bytes::Bytes;
 use clap::Args;
 use plinth_admin::Report;
@@ -76,10 +77,26 @@ impl JoinDesk {
         admitted
     }
 
+    /// Refuses an address that another node has, before the token is used up.
+    async fn check_address(&self, address: &str, deadline: Instant) -> Result<(), Failure> {
+        let map = match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline).await? {
+            Reply::Map(map) => map,
+            other => return Err(Failure::new(FailureKind::Internal, format!("unexpected reply {other:?}"))),
+        };
+        match address_holder(&map, address, None) {
+            None => Ok(()),
+            Some(other) => {
+                let text = format!("{address} is the address of node {}: choose another --listen", other.name);
+                Err(Failure::new(FailureKind::Conflict, text))
+            }
+        }
+    }
+
     async fn decide(&self, header: &[u8], deadline: Instant) -> Result<JoinReply, Failure> {
         let request = JoinRequest::decode(header)?;
         check_request(&request)?;
         let token = JoinToken::parse(&request.token).ok_or_else(|| denied("the token can't be read"))?;
+        self.check_address(&request.address, deadline).await?;
         let consume = ConsumeJoinToken { hash: token.hash(), roles: request.roles.clone() };
         expect_done(self.client.mutate(GROUP_SYSTEM, Command::ConsumeJoinToken(consume), None, deadline).await?)?;
         let record = NodeRecord {
@@ -183,10 +200,13 @@ pub struct JoinArgs {
     /// Node-to-node socket of this node: HOST:PORT.
     #[arg(long)]
     listen: SocketAddr,
-    /// Disk folders of a storage node; without any, one below the data folder.
+    /// Disk folders of a storage node, where the disks are mounted; without any, one below the data folder.
     #[arg(long)]
     disk: Vec<PathBuf>,
-    /// S3 socket of a gateway.
+    /// Makes the disk folders that do not exist: on whatever file system is there.
+    #[arg(long)]
+    create: bool,
+    /// S3 socket of a gateway: HOST:PORT; a gateway must have one.
     #[arg(long)]
     s3: Option<SocketAddr>,
     /// Observability socket.
@@ -206,6 +226,7 @@ pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
     if files::list(&folder).is_ok_and(|entries| !entries.is_empty()) {
         return Err(Trouble::new(Exit::Conflict, "E2005", format!("{} is not empty", folder.display())));
     }
+    check_args(&args)?;
     let text = files::read_text(&args.token_file).map_err(|error| file_trouble(&args.token_file, error))?;
     let token = JoinToken::parse(&text)
         .ok_or_else(|| Trouble::new(Exit::Usage, "E2010", format!("{} holds no token", args.token_file.display())))?;
@@ -223,16 +244,38 @@ pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
     let admitted = JoinReply::decode(&reply.header)
         .map_err(|error| Trouble::new(Exit::Unsupported, "E1010", error.to_string()))?;
     let file = write_node(&args, &folder, &key, &admitted)?;
+    let s3 = args.s3.map(|address| format!("S3 endpoint  http://{address}\n")).unwrap_or_default();
     let text = format!(
-        "Joined {} as {} ({}). Start it:\n  plinth server --config {}\n",
+        "Joined {} as {} ({}). Start it:\n  plinth server --config {}\n{s3}",
         admitted.map.name,
         admitted.node.name,
         admitted.node.node,
         file.display()
     );
-    let value =
-        json!({"cluster": admitted.map.name, "node": admitted.node.name, "id": admitted.node.node.0, "config": file});
+    let value = json!({"cluster": admitted.map.name, "node": admitted.node.name, "id": admitted.node.node.0,
+        "config": file, "s3": args.s3.map(|address| format!("http://{address}"))});
     Ok(Report::done("Joined", value, text))
+}
+
+/// Checks what the command line says before a token is used up for it.
+fn check_args(args: &JoinArgs) -> Result<(), Trouble> {
+    let usage = |text: &str| Err(Trouble::new(Exit::Usage, "E2010", text));
+    if args.roles.contains(&RoleName::Gateway) != args.s3.is_some() {
+        return usage("--s3 HOST:PORT goes with the role gateway, which needs it");
+    }
+    if !args.disk.is_empty() && !args.roles.contains(&RoleName::Storage) {
+        return usage("--disk goes with the role storage");
+    }
+    if !args.create {
+        require_disks(&args.disk)?;
+    }
+    for disk in &args.disk {
+        if files::list(disk).is_ok_and(|entries| !files::is_blank(&entries)) {
+            let text = format!("{} is not empty: name an empty folder. Nothing was changed", disk.display());
+            return Err(Trouble::new(Exit::Conflict, "E2005", text));
+        }
+    }
+    Ok(())
 }
 
 /// Asks for admission; again where the desk is busy, which has used up nothing.
@@ -281,7 +324,7 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
             data: "data".into(),
             incarnation: admitted.node.incarnation.0,
         },
-        transport: TransportSection { listen: args.listen.to_string() },
+        transport: TransportSection { listen: args.listen.to_string(), advertise: None },
         security: SecuritySection {
             certificate: "node.crt".into(),
             private_key: "node.key".into(),

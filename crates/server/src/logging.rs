@@ -1,11 +1,19 @@
 //! Logs: JSON lines for machines, text for a terminal.
 //!
 //! A line is one object: `ts` (RFC 3339, UTC), `level`, `msg`, `target`, `node`, `role`, then the event's own fields,
-//! among them `event`, a name that stays the same, and `request_id` where a request is spoken of.
+//! among them `event`, a name that stays the same, and `request_id` where a request is spoken of. Nodes have the names
+//! that tables show. Lines that repeat themselves are counted ([`repeats`]): `repeated` says how many were not told.
+
+pub mod names;
+mod repeats;
 
 use crate::config::{Config, LogFormat};
+use repeats::{Kind, Repeats};
 use serde_json::Value;
 use std::fmt;
+use std::io::Write;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -24,7 +32,7 @@ pub fn start_node(config: &Config) -> Result<(), String> {
     let mut roles: Vec<String> =
         config.node.roles.iter().map(|&role| plinth_protocol::Role::from(role).to_string()).collect();
     roles.sort();
-    let lines = JsonLines { node: config.node.name.clone(), role: roles.join("+") };
+    let lines = Lines { form: Form::Json { node: config.node.name.clone(), role: roles.join("+") } };
     match config.log.format {
         LogFormat::Json => {
             let registry = tracing_subscriber::registry().with(filter(&config.log.level)?);
@@ -38,7 +46,7 @@ pub fn start_node(config: &Config) -> Result<(), String> {
 /// Starts logs for people on standard error; the first call in a process wins.
 pub fn start_text(level: &str) -> Result<(), String> {
     let registry = tracing_subscriber::registry().with(filter(level)?);
-    let lines = layer().with_writer(std::io::stderr).with_target(true).with_ansi(false);
+    let lines = layer().with_writer(std::io::stderr).event_format(Lines { form: Form::Text });
     registry.with(lines).try_init().map_err(|error| format!("logging: {error}"))
 }
 
@@ -83,10 +91,52 @@ pub fn abort_on_panic() {
     }));
 }
 
-/// One JSON object a line.
-struct JsonLines {
-    node: String,
-    role: String,
+/// How often windows of repeated lines are looked at.
+const REPEATS_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+
+/// What this process has said lately.
+static REPEATS: LazyLock<Mutex<Repeats>> = LazyLock::new(Mutex::default);
+
+/// Tells of lines that were held, for as long as the process lives.
+pub async fn tell_repeats() {
+    loop {
+        tokio::time::sleep(REPEATS_LOOKED_AT_EVERY).await;
+        tell_due(false);
+    }
+}
+
+/// Tells of all lines that are held: before a process ends.
+pub fn tell_last_repeats() {
+    tell_due(true);
+}
+
+fn tell_due(all: bool) {
+    let due = REPEATS.lock().unwrap_or_else(PoisonError::into_inner).take_due(tokio::time::Instant::now(), all);
+    for (line, held) in due {
+        // Nowhere to say that standard error is gone.
+        let _ = std::io::stderr().write_all(with_count(&line, held).as_bytes());
+    }
+}
+
+/// Adds to a line how many like it were held.
+fn with_count(line: &str, held: u64) -> String {
+    match line.trim_end().strip_suffix('}').filter(|line| line.starts_with('{')) {
+        Some(object) => format!("{object},\"repeated\":{held}}}\n"),
+        None => format!("{} repeated={held}\n", line.trim_end()),
+    }
+}
+
+/// How a line looks.
+enum Form {
+    /// One JSON object, with the name and roles of the node that speaks.
+    Json { node: String, role: String },
+    /// For people.
+    Text,
+}
+
+/// Makes lines of events, and holds those that repeat others.
+struct Lines {
+    form: Form,
 }
 
 /// An event's fields, in the order in which they were given.
@@ -95,6 +145,12 @@ struct Fields {
     message: Option<Value>,
     others: Vec<(String, Value)>,
 }
+
+/// Fields that say what a line is about.
+const SUBJECTS: [&str; 8] = ["peer", "of_node", "voter", "disk", "group", "path", "bucket", "source"];
+
+/// Fields that hold what clients chose.
+const OF_CLIENTS: [&str; 3] = ["key", "bucket", "access_key"];
 
 impl Fields {
     fn add(&mut self, field: &Field, value: Value) {
@@ -106,6 +162,32 @@ impl Fields {
             }
             name => self.others.push((name.to_string(), value)),
         }
+    }
+
+    /// Whether the line is one of a log of requests: each is told.
+    fn is_of_a_request(&self) -> bool {
+        let is_s3 = |value: &Value| value.as_str().is_some_and(|event| event.starts_with("s3_"));
+        self.others.iter().any(|(name, value)| name == "event" && is_s3(value))
+    }
+
+    /// Names nodes as tables do. What clients chose, as the keys of objects, is left alone.
+    fn name_nodes(&mut self) {
+        let others = self.others.iter_mut().filter(|(name, _)| !OF_CLIENTS.contains(&name.as_str()));
+        for value in self.message.iter_mut().chain(others.map(|(_, value)| value)) {
+            if let Value::String(text) = value {
+                *text = names::in_place_of_ids(std::mem::take(text));
+            }
+        }
+    }
+
+    fn subject(&self) -> String {
+        let about = self.others.iter().filter(|(name, _)| SUBJECTS.contains(&name.as_str()));
+        about.map(|(_, value)| value.to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What makes the line the same as another one.
+    fn text(&self) -> String {
+        format!("{:?} {:?}", self.message, self.others)
     }
 }
 
@@ -135,7 +217,36 @@ impl Visit for Fields {
     }
 }
 
-impl<S, N> FormatEvent<S, N> for JsonLines
+impl Form {
+    fn line(&self, event: &Event<'_>, fields: &Fields) -> String {
+        let now = time::OffsetDateTime::from(crate::node::wall_clock()).format(&Rfc3339).unwrap_or_default();
+        let (level, target) = (event.metadata().level().as_str(), event.metadata().target());
+        let message = fields.message.clone().unwrap_or_default();
+        let others = fields.others.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        match self {
+            Form::Json { node, role } => {
+                let first: [(&str, Value); 6] = [
+                    ("ts", now.into()),
+                    ("level", level.to_lowercase().into()),
+                    ("msg", message),
+                    ("target", target.into()),
+                    ("node", node.as_str().into()),
+                    ("role", role.as_str().into()),
+                ];
+                let pairs =
+                    first.into_iter().chain(others).map(|(name, value)| format!("{}:{value}", Value::from(name)));
+                format!("{{{}}}\n", pairs.collect::<Vec<_>>().join(","))
+            }
+            Form::Text => {
+                let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+                let fields: String = others.map(|(name, value)| format!(" {name}={value}")).collect();
+                format!("{now} {level:>5} {target}: {}{fields}\n", plain(&message))
+            }
+        }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -143,31 +254,22 @@ where
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let now = time::OffsetDateTime::from(crate::node::wall_clock());
-        let first = [
-            ("ts", now.format(&Rfc3339).unwrap_or_default().into()),
-            ("level", event.metadata().level().as_str().to_lowercase().into()),
-            ("msg", fields.message.take().unwrap_or_default()),
-            ("target", event.metadata().target().into()),
-            ("node", self.node.as_str().into()),
-            ("role", self.role.as_str().into()),
-        ];
-        let first: [(&str, Value); 6] = first;
-        let others = fields.others.iter().map(|(name, value)| (name.as_str(), value));
-        let mut before = '{';
-        for (name, value) in first.iter().map(|(name, value)| (*name, value)).chain(others) {
-            write!(writer, "{before}{}:{value}", Value::from(name))?;
-            before = ',';
+        fields.name_nodes();
+        if fields.is_of_a_request() {
+            return writer.write_str(&self.form.line(event, &fields));
         }
-        writeln!(writer, "}}")
+        let line = self.form.line(event, &fields);
+        let kind = Kind { callsite: event.metadata().callsite(), subject: fields.subject() };
+        let now = tokio::time::Instant::now();
+        let is_told = REPEATS.lock().unwrap_or_else(PoisonError::into_inner).judge(now, kind, fields.text(), &line);
+        if is_told { writer.write_str(&line) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     #[derive(Clone, Default)]
     struct Page(Arc<Mutex<Vec<u8>>>);
@@ -204,7 +306,8 @@ mod tests {
     #[test]
     fn a_line_says_when_who_and_what() {
         let page = Page::default();
-        let (lines, writer) = (JsonLines { node: "g1".into(), role: "gateway".into() }, page.clone());
+        let form = Form::Json { node: "g1".into(), role: "gateway".into() };
+        let (lines, writer) = (Lines { form }, page.clone());
         let subscriber =
             tracing_subscriber::registry().with(layer().with_writer(move || writer.clone()).event_format(lines));
         tracing::subscriber::with_default(subscriber, || {
@@ -219,5 +322,49 @@ mod tests {
         }
         assert_eq!((&line["msg"], &line["status"]), (&Value::from("a \"quoted\"\nline"), &Value::from(200)));
         assert_eq!(line["of_node"], "7");
+    }
+
+    fn page_of(form: Form, say: impl FnOnce()) -> Vec<String> {
+        let page = Page::default();
+        let writer = page.clone();
+        let layer = layer().with_writer(move || writer.clone()).event_format(Lines { form });
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_string).collect()
+    }
+
+    fn json() -> Form {
+        Form::Json { node: "m1".into(), role: "meta".into() }
+    }
+
+    #[test]
+    fn a_voter_that_is_down_fills_no_log_and_requests_are_all_told() {
+        let lines = page_of(json(), || {
+            for number in 0..400 {
+                tracing::error!(peer = "n777", failure = "cannot connect", "a voter of this test is not heard");
+                tracing::info!(event = "s3_request", request_id = number, "request");
+            }
+        });
+        let about = |word: &str| lines.iter().filter(|line| line.contains(word)).count();
+        assert_eq!((about("not heard"), about("s3_request")), (1, 400));
+        let counted = with_count(lines[0].as_str(), 399);
+        assert_eq!(serde_json::from_str::<Value>(&counted).unwrap()["repeated"], 399, "{counted}");
+        assert_eq!(with_count("text\n", 3), "text repeated=3\n");
+    }
+
+    #[test]
+    fn nodes_are_named_as_in_tables() {
+        names::learn_one(778, "m3");
+        let say = || {
+            tracing::warn!(voter = %plinth_protocol::NodeId(778), reason = "n778 was wiped", "voter {} refused", "n778");
+            tracing::info!(event = "s3_request", key = "n778", "request");
+        };
+        let lines = page_of(json(), say);
+        let line: Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!((&line["voter"], &line["reason"]), (&Value::from("m3"), &Value::from("m3 was wiped")));
+        assert_eq!(line["msg"], "voter m3 refused");
+        assert!(lines[1].contains("\"key\":\"n778\""), "an object's key is the client's: {}", lines[1]);
+        let text = page_of(Form::Text, || tracing::warn!(voter = %plinth_protocol::NodeId(778), "another line"));
+        assert!(text[0].ends_with("plinth::logging::tests: another line voter=\"m3\""), "{text:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! `plinth`: one binary for every role, for operators, and for a first try.
 
+mod announce;
 mod caller;
 mod config;
 mod demo;
@@ -9,6 +10,7 @@ mod files;
 mod identity;
 mod init;
 mod join;
+mod kept;
 mod keyring;
 mod logging;
 mod measure;
@@ -17,6 +19,7 @@ mod observe;
 mod operate;
 mod overview;
 mod profile;
+mod registry;
 mod selftest;
 mod service;
 mod voters;
@@ -84,7 +87,10 @@ struct ServerArgs {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Checks a configuration and everything that it points at; exit 2 names file, line and key.
+    /// Checks a configuration, what it points at, and, where the cluster answers, that the registry agrees.
+    ///
+    /// Exit 2: the configuration itself is wrong; file, line and key are named. Exit 8: the configuration is well-formed
+    /// but something that it points at is missing or wrong, or the cluster knows the node otherwise.
     Check {
         /// The node's configuration file.
         #[arg(long)]
@@ -104,6 +110,10 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if error.use_stderr() && wants_json(std::env::args_os()) {
+                let text = error.render().to_string();
+                return print_trouble(&Trouble::new(Exit::Usage, "E2000", text.trim_end()), OutputFormat::Json);
+            }
             let code = if error.use_stderr() { Exit::Usage } else { Exit::Done };
             let _ = error.print();
             return ExitCode::from(code as u8);
@@ -116,6 +126,13 @@ fn main() -> ExitCode {
         Ok(None) => ExitCode::SUCCESS,
         Err(trouble) => print_trouble(&trouble, output),
     }
+}
+
+/// Whether a command line that can't be read asks for JSON: its errors are JSON then, too.
+fn wants_json(arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    let words: Vec<_> = arguments.collect();
+    let is_pair = |pair: &[std::ffi::OsString]| pair[0] == "--output" && pair[1] == "json";
+    words.iter().any(|word| word == "--output=json") || words.windows(2).any(is_pair)
 }
 
 fn print_report(report: &Report, output: OutputFormat) -> ExitCode {
@@ -190,14 +207,7 @@ fn load(file: &std::path::Path) -> Result<Config, Trouble> {
 
 fn configure(command: ConfigCommand) -> Result<Report, Trouble> {
     match command {
-        ConfigCommand::Check { config: file } => {
-            let config = load(&file)?;
-            let problem = |error: String| Trouble::new(Exit::Problem, "E2004", error);
-            identity::Secrets::load(&config).map_err(|error| problem(error.to_string()))?;
-            node::check(&config).map_err(|trouble| problem(trouble.text))?;
-            let text = format!("{} is sound: node {}", file.display(), config.node.name);
-            Ok(Report::done("ConfigCheck", json!({"file": file, "node": config.node.name, "ok": true}), text))
-        }
+        ConfigCommand::Check { config: file } => check_config(&file),
         ConfigCommand::Default => {
             let text = config::default_text();
             Ok(Report::done("Config", json!({ "toml": text }), text.clone()))
@@ -209,6 +219,32 @@ fn configure(command: ConfigCommand) -> Result<Report, Trouble> {
             Ok(Report::done("Config", value, text))
         }
     }
+}
+
+/// Checks a configuration: its files first, then against the cluster's registry where that can be asked.
+fn check_config(file: &std::path::Path) -> Result<Report, Trouble> {
+    let config = load(file)?;
+    let problem = |error: String| Trouble::new(Exit::Problem, "E2004", error);
+    let secrets = identity::Secrets::load(&config).map_err(|error| problem(error.to_string()))?;
+    node::check(&config).map_err(|trouble| problem(trouble.text))?;
+    let mut text = format!("{} is sound: node {}\n", file.display(), config.node.name);
+    let asked = runtime(1)?.block_on(registry::compare(&config, &secrets));
+    let registry = match asked {
+        Ok(found) if !found.problems.is_empty() => {
+            return Err(problem(format!("{}: {}", file.display(), found.problems.join("; "))));
+        }
+        Ok(found) => {
+            text.push_str("the cluster's registry agrees\n");
+            found.notes.iter().for_each(|note| text.push_str(&format!("  note: {note}\n")));
+            json!({"asked": true, "notes": found.notes})
+        }
+        Err(reason) => {
+            text.push_str(&format!("not compared with the cluster, which does not answer: {reason}\n"));
+            json!({"asked": false, "reason": reason})
+        }
+    };
+    let value = json!({"file": file, "node": config.node.name, "ok": true, "registry": registry});
+    Ok(Report::done("ConfigCheck", value, text))
 }
 
 fn version() -> Report {

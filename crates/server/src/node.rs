@@ -1,5 +1,6 @@
 //! A node: its roles started in order, watched, and stopped in reverse.
 
+use crate::announce::Announcer;
 use crate::config::{Config, RoleName, parse_meta_peer};
 use crate::disks::{self, Memory, OwnControl, ReportOrder, Reporter};
 use crate::identity::Secrets;
@@ -106,6 +107,7 @@ async fn bind(address: &str, what: &str) -> Result<TcpListener, Trouble> {
 
 /// Runs a node until SIGTERM or Ctrl-C.
 pub async fn run_until_signal(config: Config) -> Result<(), Trouble> {
+    let repeats = tokio::spawn(crate::logging::tell_repeats());
     let mut node = Node::start(config, Network::Tls, None).await?;
     node.start_gateway().await?;
     tracing::info!(node = %node.identity.node, name = %node.name, "node serves");
@@ -116,6 +118,8 @@ pub async fn run_until_signal(config: Config) -> Result<(), Trouble> {
     }
     tracing::info!("stopping");
     node.stop().await;
+    repeats.abort();
+    crate::logging::tell_last_repeats();
     Ok(())
 }
 
@@ -144,16 +148,17 @@ impl Node {
     ) -> Result<Node, Trouble> {
         let secrets = Secrets::load(&config).map_err(|error| Trouble::new(Exit::Usage, "E2004", error.to_string()))?;
         let identity = secrets.identity.clone();
+        crate::logging::names::learn_one(identity.node.0, &config.node.name);
         crate::files::make_folder(&config.node.data).map_err(|error| init::file_trouble(&config.node.data, error))?;
         let service = NodeService::default();
         let credentials =
             Arc::new(Credentials::new(&secrets.certificate, &secrets.ca_pem, identity.incarnation).map_err(failed)?);
         let measures = Arc::new(Measures::new(&config, identity.node, service.clone()).map_err(failed)?);
         measures.add_certificate("node", secrets.certificate.valid_from(), secrets.certificate.valid_until());
-        let link = open_link(&network, &credentials, &identity, &service, &measures);
+        let voters = Arc::new(Voters::of_node(&config.node.data));
+        let link = open_link(&network, &credentials, &config, &voters, &service, &measures);
         let (stop, _) = watch::channel(false);
         let disks = Arc::new(Memory::load(&config.node.data)?);
-        let voters = Arc::new(Voters::load(&config.node.data));
         let mut node = Node {
             name: config.node.name.clone(),
             identity,
@@ -250,6 +255,8 @@ impl Node {
         let (link, service, stop) = (self.link.clone(), self.service.clone(), self.stop.subscribe());
         let (measures, memory, voters) = (self.measures.clone(), self.disks.clone(), self.voters.clone());
         let (node, name) = (self.identity.node, self.config.node.name.clone());
+        // Nodes of a demo are reached without sockets.
+        let address = self.config.advertised().filter(|_| matches!(self.network, Network::Tls));
         self.tasks.push(tokio::spawn(async move {
             let Some(client) = connect(config, link, stop.clone()).await else { return };
             measures.set_client(client.clone());
@@ -257,13 +264,15 @@ impl Node {
                 let desk = JoinDesk::new(authority, client.clone(), secrets.wrapping_key);
                 let _ = service.parts.desk.set(desk);
             }
-            let remembering = voters.keep(client.clone(), stop.clone());
+            let announcing = announce(client.clone(), node, address, stop.clone());
+            let keeping = voters.keep(client.clone(), stop.clone());
+            let remembering = async { tokio::join!(keeping, announcing) };
             match service.parts.storage.get().cloned() {
                 Some(storage) => {
                     let reporter = Reporter { client, storage, memory, node, name };
                     tokio::join!(remembering, reporter.run(orders, stop));
                 }
-                None => remembering.await,
+                None => drop(remembering.await),
             }
         }));
     }
@@ -293,6 +302,7 @@ impl Node {
         settings.region = section.region.clone();
         settings.base_domains = section.base_domains.clone();
         settings.in_flight_bytes_max = section.body_bytes_max;
+        settings.log_keys = self.config.log.keys.into();
         let metrics = plinth_gateway::Metrics::register(self.measures.registry()).map_err(failed)?;
         let tls = s3_acceptor(&self.config)?;
         if let Some(certificate) = &self.config.gateway.tls_certificate {
@@ -365,16 +375,40 @@ fn s3_acceptor(config: &Config) -> Result<Option<TlsAcceptor>, Trouble> {
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
 }
 
+/// Makes a link over the network that knows where the metadata nodes may be: `<node id>@<host>:<port>` each, the likelier
+/// ones first.
+pub fn wire_link<'a>(
+    credentials: Arc<Credentials>,
+    own_address: Option<String>,
+    peers: impl DoubleEndedIterator<Item = &'a String>,
+) -> TlsLink {
+    let own = credentials.identity().node;
+    let link = TlsLink::new(credentials).with_own_address(own_address.clone());
+    // What is learned last is tried first.
+    for (node, address) in peers.rev().filter_map(|line| parse_meta_peer(line)) {
+        link.learn_address(NodeId(node), &address);
+    }
+    // The registry may still have this node where it was.
+    if let Some(address) = own_address {
+        link.learn_address(own, &address);
+    }
+    link
+}
+
 fn open_link(
     network: &Network,
     credentials: &Arc<Credentials>,
-    identity: &Identity,
+    config: &Config,
+    voters: &Voters,
     service: &NodeService,
     measures: &Measures,
 ) -> Arc<dyn Link> {
+    let identity = credentials.identity();
     match network {
         Network::Tls => {
-            let link = TlsLink::new(credentials.clone());
+            let known = voters.bootstrap(&config.cluster.meta);
+            let peers = known.iter().chain(&config.cluster.meta);
+            let link = wire_link(credentials.clone(), config.advertised(), peers);
             measures.add_wire(("caller", link.meter()));
             Arc::new(link)
         }
@@ -382,6 +416,13 @@ fn open_link(
             network.attach(identity.clone(), Arc::new(service.clone()));
             Arc::new(network.link(identity.clone()))
         }
+    }
+}
+
+/// Announces where the node is reached, where its configuration says that.
+async fn announce(client: Client, node: NodeId, address: Option<String>, stop: watch::Receiver<bool>) {
+    if let Some(address) = address {
+        Announcer { client, node, address }.run(stop).await;
     }
 }
 

@@ -2,16 +2,18 @@
 
 use crate::identity;
 use crate::profile::Profile;
+use crate::voters::Voters;
 use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::run::Operator;
 use plinth_admin::{Command, Report};
 use plinth_client::Client;
 use plinth_protocol::Incarnation;
-use plinth_transport::{Credentials, Link, TlsLink};
+use plinth_transport::{Credentials, Link};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Carries out an operator's command.
+/// Carries out an operator's command. The profile follows the voters: where they are now is kept beside it, and those
+/// that it names are asked too.
 pub async fn run(file: &Path, command: &Command) -> Result<Report, Trouble> {
     let profile = Profile::load(file)?;
     let secrets = |error: identity::SecretsError| Trouble::new(Exit::Usage, "E2004", error.to_string());
@@ -26,9 +28,16 @@ pub async fn run(file: &Path, command: &Command) -> Result<Report, Trouble> {
     };
     let credentials = Credentials::new(&certificate, &ca_pem, identity.incarnation)
         .map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;
-    let link: Arc<dyn Link> = Arc::new(TlsLink::new(Arc::new(credentials)));
-    let config = crate::node::client_config(identity.node, &profile.meta, None);
+    let voters = Voters::of_profile(file);
+    let known = voters.bootstrap(&profile.meta);
+    let link: Arc<dyn Link> =
+        Arc::new(crate::node::wire_link(Arc::new(credentials), None, known.iter().chain(&profile.meta)));
+    let config = crate::node::client_config(identity.node, &known, None);
     let client = Client::connect(config, link.clone()).await?;
     let now_ms = crate::node::wall_clock_ms();
-    plinth_admin::run(&Operator { client, link, wrapping_key, ca_fingerprint, now_ms }, command).await
+    let operator = Operator { client: client.clone(), link, wrapping_key, ca_fingerprint, now_ms };
+    let done = plinth_admin::run(&operator, command).await;
+    // Advice for the next command: a profile that can't be written to, on a medium that is read-only say, works as well.
+    let _ = voters.keep_once(&client.map());
+    done
 }

@@ -91,10 +91,10 @@ impl Parts {
 
     async fn operate(&self, request: AdminRequest) -> Result<Response, Failure> {
         let reply = match request {
-            AdminRequest::StopNode(_) | AdminRequest::StartNode(_) | AdminRequest::AddDisk(_) => match self
-                .control
-                .get()
-            {
+            AdminRequest::StopNode(_)
+            | AdminRequest::StartNode(_)
+            | AdminRequest::AddDisk(_)
+            | AdminRequest::AddDiskFolder(_) => match self.control.get() {
                 Some(control) => control.control(request).await?,
                 None => return Err(Failure::new(FailureKind::Invalid, "this node's process does not take that order")),
             },

@@ -13,21 +13,29 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Name of the file in the node's data folder.
+/// Name of the file in the node's data folder; beside an operator's profile, the ending of its name.
 const FILE: &str = "voters";
 /// How often the file is compared with the map.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// The voters that a node last knew.
+/// The voters that a node, or an operator's profile, last knew.
 pub struct Voters {
     file: PathBuf,
     lines: Vec<String>,
 }
 
 impl Voters {
-    /// Reads what the node last knew.
-    pub fn load(data: &Path) -> Voters {
-        let file = data.join(FILE);
+    /// Reads what a node with this data folder last knew.
+    pub fn of_node(data: &Path) -> Voters {
+        Voters::load(data.join(FILE))
+    }
+
+    /// Reads what was last known under a profile.
+    pub fn of_profile(profile: &Path) -> Voters {
+        Voters::load(profile.with_extension(FILE))
+    }
+
+    fn load(file: PathBuf) -> Voters {
         let text = files::read_text(&file).unwrap_or_default();
         let lines = text.lines().filter(|line| parse_meta_peer(line).is_some()).map(str::to_string).collect();
         Voters { file, lines }
@@ -41,11 +49,22 @@ impl Voters {
         self.lines.iter().chain(others).cloned().collect()
     }
 
+    /// Writes the voters of a map down, where they are others than those last known.
+    pub fn keep_once(&self, map: &ClusterMap) -> std::io::Result<()> {
+        let lines = lines_of(map);
+        if lines.is_empty() || lines == self.lines {
+            return Ok(());
+        }
+        files::write_public(&self.file, (lines.join("\n") + "\n").as_bytes())
+    }
+
     /// Keeps the file up to date until the node stops.
     pub async fn keep(&self, client: Client, mut stop: watch::Receiver<bool>) {
         let mut written = self.lines.clone();
         loop {
-            let lines = lines_of(&client.map());
+            let map = client.map();
+            crate::logging::names::learn(&map);
+            let lines = lines_of(&map);
             if !lines.is_empty() && lines != written {
                 let (file, text) = (self.file.clone(), lines.join("\n") + "\n");
                 let writing = tokio::task::spawn_blocking(move || files::write_public(&file, text.as_bytes()));
@@ -77,9 +96,12 @@ mod tests {
     fn present_voters_come_before_those_of_the_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let configured = ["1@10.0.0.1:7000".to_string(), "2@10.0.0.2:7000".to_string()];
-        assert_eq!(Voters::load(folder.path()).bootstrap(&configured), configured);
+        assert_eq!(Voters::of_node(folder.path()).bootstrap(&configured), configured);
         files::write_public(&folder.path().join(FILE), b"2@10.0.0.9:7000\n4@10.0.0.4:7000\nnonsense\n").unwrap();
-        let bootstrap = Voters::load(folder.path()).bootstrap(&configured);
+        let bootstrap = Voters::of_node(folder.path()).bootstrap(&configured);
+        let profile = folder.path().join("profile.toml");
+        Voters::of_profile(&profile).keep_once(&crate::service::fake::map(vec![])).unwrap();
+        assert_eq!(Voters::of_profile(&profile).bootstrap(&[]), ["9@127.0.0.1:1"]);
         assert_eq!(bootstrap, ["2@10.0.0.9:7000", "4@10.0.0.4:7000", "1@10.0.0.1:7000"]);
     }
 }

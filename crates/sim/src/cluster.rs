@@ -213,7 +213,7 @@ fn found(shape: &Shape, folder: &Path) -> ClusterMap {
         voters,
         feature_level: 1,
     };
-    map.pgs = placement::plan(&map, Some(shape.code)).expect("the shape fits its code").add;
+    map.pgs = placement::plan(&map, shape.code).expect("the shape fits its code").add;
     map
 }
 

@@ -126,6 +126,14 @@ pub trait Link: Send + Sync + 'static {
     /// have been, with `Corrupt` where the reply does not match its checksum, with `Invalid` where
     /// the call breaks a bound, and with whatever the service answers.
     fn call<'a>(&'a self, peer: &'a Peer, call: Call) -> BoxFuture<'a, Result<Reply, Failure>>;
+
+    /// Takes note of an address at which a node may be found, beside the one that a caller names.
+    fn learn_address(&self, _node: NodeId, _address: &str) {}
+
+    /// Returns where others reach this node, where that is known.
+    fn own_address(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// The serving side of the transport.

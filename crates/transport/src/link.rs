@@ -3,6 +3,10 @@
 //! Per peer there is one connection for small calls and [`BULK_CONNECTIONS`] for bulk, each made when
 //! the first call needs it. A peer that cannot be reached is tried again after a growing pause; calls
 //! within the pause fail at once, so that a dead peer costs its callers nothing.
+//!
+//! Nodes move. Beside the address that a caller names, a link tries those that it was told of ([`Link::learn_address`]):
+//! by the node's configuration and by the node itself. Whoever answers must prove that it is the node that was
+//! meant, so that a wrong address costs a try and nothing else.
 
 use crate::authority::Fingerprint;
 use crate::call::{BoxFuture, Call, DEADLINE_MAX, Link, Peer, Reply, Service, check_bounds};
@@ -23,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// Connections per peer for bulk calls.
@@ -35,6 +40,10 @@ pub const CONNECT_MAX: Duration = Duration::from_secs(5);
 pub const BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest pause between attempts to connect.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Other addresses of a node that a link remembers; the oldest goes first.
+pub const ADDRESSES_MAX: usize = 4;
+/// How long one address may be silent before the next one is tried beside it.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 /// Times that one call looks for another connection when the one it chose closed before sending.
 const ATTEMPTS_MAX: usize = 3;
 
@@ -42,6 +51,10 @@ const ATTEMPTS_MAX: usize = 3;
 pub struct TlsLink {
     credentials: RwLock<Arc<Credentials>>,
     peers: RwLock<HashMap<NodeId, Arc<PeerLanes>>>,
+    /// Where nodes may be found beside the address that a caller names, the newest first.
+    book: RwLock<HashMap<NodeId, Vec<String>>>,
+    /// Where others reach this node.
+    own_address: Option<String>,
     counters: Arc<Counters>,
     pool: Arc<BufferPool>,
     /// Serves calls of the node to itself, without a socket.
@@ -79,10 +92,25 @@ impl TlsLink {
         TlsLink {
             credentials: RwLock::new(credentials),
             peers: RwLock::default(),
+            book: RwLock::default(),
+            own_address: None,
             counters: Arc::default(),
             pool: BufferPool::new(),
             own_service: RwLock::default(),
         }
+    }
+
+    /// Says where others reach this node.
+    pub fn with_own_address(mut self, address: Option<String>) -> Self {
+        self.own_address = address;
+        self
+    }
+
+    /// Lists the addresses to try for a peer: the one that the caller names, then the others.
+    fn addresses(&self, peer: &Peer) -> Vec<String> {
+        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        let others = book.get(&peer.node).into_iter().flatten().filter(|other| **other != peer.address);
+        std::iter::once(&peer.address).chain(others).cloned().collect()
     }
 
     /// Uses other credentials for connections made from now on: a renewed certificate, a changed set of
@@ -136,12 +164,12 @@ impl TlsLink {
         meant.then_some((service, credentials))
     }
 
-    /// Returns the connections to a peer. One that moved is a new one: its old connections end with
-    /// the calls that use them.
+    /// Returns the connections to a peer. One that moved is a new one, unless it can be reached still: callers whose
+    /// maps differ in its address must not take its connections from each other.
     fn lanes(&self, peer: &Peer) -> Arc<PeerLanes> {
         let known = self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&peer.node).cloned();
         if let Some(lanes) = known
-            && lanes.peer.address == peer.address
+            && (lanes.peer.address == peer.address || lanes.is_connected())
         {
             return lanes;
         }
@@ -204,11 +232,11 @@ impl TlsLink {
 
     /// Connects in a task of its own, since many calls may wait for the outcome and any may give up.
     fn connect(&self, peer: &Peer, slot: &Arc<LaneSlot>, attempts: u32) {
-        let (peer, slot) = (peer.clone(), slot.clone());
+        let (peer, slot, addresses) = (peer.clone(), slot.clone(), self.addresses(peer));
         let (credentials, counters, pool) = (self.credentials(), self.counters.clone(), self.pool.clone());
         tokio::spawn(async move {
             let mut guard = ConnectGuard { slot: &slot, attempts, outcome: None };
-            let dialled = dial(&peer, slot.lane, &credentials, counters.clone(), pool);
+            let dialled = dial_any(&peer, addresses, slot.lane, &credentials, counters.clone(), pool);
             let dialled = match tokio::time::timeout(CONNECT_MAX, dialled).await {
                 Ok(dialled) => dialled,
                 Err(_) => Err(TransportError::Silent("connecting took more than 5 s")),
@@ -236,6 +264,24 @@ impl Link for TlsLink {
     fn call<'a>(&'a self, peer: &'a Peer, call: Call) -> BoxFuture<'a, Result<Reply, Failure>> {
         Box::pin(self.deliver(peer, call))
     }
+
+    fn learn_address(&self, node: NodeId, address: &str) {
+        let knows = |book: &HashMap<NodeId, Vec<String>>| {
+            book.get(&node).and_then(|known| known.first()).is_some_and(|newest| newest == address)
+        };
+        if address.is_empty() || knows(&self.book.read().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+        let known = book.entry(node).or_default();
+        known.retain(|other| other != address);
+        known.insert(0, address.to_string());
+        known.truncate(ADDRESSES_MAX);
+    }
+
+    fn own_address(&self) -> Option<&str> {
+        self.own_address.as_deref()
+    }
 }
 
 impl PeerLanes {
@@ -255,6 +301,11 @@ impl PeerLanes {
             turn: AtomicUsize::new(0),
             counters,
         }
+    }
+
+    /// Whether any of the connections is open.
+    fn is_connected(&self) -> bool {
+        std::iter::once(&self.small).chain(&self.bulk).any(|slot| slot.open_connection(None).is_some())
     }
 
     /// Chooses the connection: disks' requests and large payloads take the bulk connection with the
@@ -362,6 +413,46 @@ impl Drop for ConnectGuard<'_> {
             }
         };
         self.slot.changed.notify_waiters();
+    }
+}
+
+/// Connects to a peer at the first of the addresses where it answers. The next one is tried when one has failed, and
+/// beside one that is silent. Fails with what the first address said.
+async fn dial_any(
+    peer: &Peer,
+    addresses: Vec<String>,
+    lane: Lane,
+    credentials: &Arc<Credentials>,
+    counters: Arc<Counters>,
+    pool: Arc<BufferPool>,
+) -> Result<(Connection, Driver), TransportError> {
+    let mut waiting = addresses.into_iter().enumerate();
+    let mut tries = JoinSet::new();
+    let mut failed: Option<(usize, TransportError)> = None;
+    let mut is_next_due = true;
+    loop {
+        if is_next_due && let Some((at, address)) = waiting.next() {
+            let (peer, credentials) = (Peer { address, ..peer.clone() }, credentials.clone());
+            let (counters, pool) = (counters.clone(), pool.clone());
+            tries.spawn(async move { (at, dial(&peer, lane, &credentials, counters, pool).await) });
+        }
+        is_next_due = tokio::select! {
+            tried = tries.join_next() => match tried {
+                Some(Ok((_, Ok(dialled)))) => return Ok(dialled),
+                Some(Ok((at, Err(error)))) => {
+                    if failed.as_ref().is_none_or(|(other, _)| at < *other) {
+                        failed = Some((at, error));
+                    }
+                    true
+                }
+                Some(Err(_)) => true,
+                None => {
+                    let error = failed.map(|(_, error)| error);
+                    return Err(error.unwrap_or(TransportError::Silent("connecting ended")));
+                }
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS_AFTER), if waiting.len() > 0 => true,
+        };
     }
 }
 

@@ -2,9 +2,11 @@
 
 use super::Inner;
 use crate::raft::message::{Change, Learner, RaftCall};
-use crate::state::placement;
+use crate::state::layout::{self, LayoutError};
 use plinth_protocol::map::{ClusterMap, NodeRecord, ShardRecord, ShardStart};
-use plinth_protocol::meta::{AdminReply, AdminRequest, Command, Outcome, Query, RaftStatus, Reply, SetVoters};
+use plinth_protocol::meta::{
+    AdminReply, AdminRequest, Command, LayoutOrder, LayoutOutcome, Outcome, Query, RaftStatus, Reply, SetVoters,
+};
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{BucketId, Failure, FailureKind, GROUP_SYSTEM, GroupId, NodeId, Role};
 use plinth_transport::Peer;
@@ -27,9 +29,11 @@ pub(super) async fn handle(inner: &Arc<Inner>, request: AdminRequest) -> Result<
         AdminRequest::AddVoter(node) => add_voter(inner, node).await.map(AdminReply::Done),
         AdminRequest::RemoveVoter(node) => remove_voter(inner, node).await.map(AdminReply::Done),
         AdminRequest::RebuildPlacement => rebuild_placement(inner).await.map(AdminReply::Done),
-        AdminRequest::AddDisk(_) | AdminRequest::StopNode(_) | AdminRequest::StartNode(_) => {
-            Err(Failure::new(FailureKind::Invalid, "a voter does not serve this request"))
-        }
+        AdminRequest::ApplyLayout(order) => apply_layout(inner, &order).await.map(AdminReply::Layout),
+        AdminRequest::AddDisk(_)
+        | AdminRequest::AddDiskFolder(_)
+        | AdminRequest::StopNode(_)
+        | AdminRequest::StartNode(_) => Err(Failure::new(FailureKind::Invalid, "a voter does not serve this request")),
     }
 }
 
@@ -217,21 +221,23 @@ async fn wait_for_other_leader(
     }
 }
 
-/// Plans placement groups over the disks that are up, and commits them.
-async fn rebuild_placement(inner: &Arc<Inner>) -> Result<String, Failure> {
+/// Decides an order for the placement groups and commits what it changes.
+async fn apply_layout(inner: &Arc<Inner>, order: &LayoutOrder) -> Result<LayoutOutcome, Failure> {
     let map = map(inner).await?;
-    let plan = placement::plan(&map, None).map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
-    let code = plan.code.unwrap_or(map.code);
-    if code.m < map.code.m {
-        let text = format!(
-            "the disks that are up carry the code {code} only, and {} holds: bring the others back first",
-            map.code
-        );
-        return Err(Failure::new(FailureKind::Conflict, text));
-    }
-    let (added, closed) = (plan.add.len(), plan.close.len());
-    match inner.command(GROUP_SYSTEM, Command::ChangePlacement(plan), STEP_MAX).await? {
+    let (change, outcome) = layout::arrange(&map, order).map_err(|error| {
+        let kind = if matches!(error, LayoutError::Code(_)) { FailureKind::Invalid } else { FailureKind::Conflict };
+        Failure::new(kind, format!("layout apply: {error}. Nothing was changed"))
+    })?;
+    let Some(change) = change else { return Ok(outcome) };
+    match inner.command(GROUP_SYSTEM, Command::ChangePlacement(change), STEP_MAX).await? {
         Outcome::Refused(refusal) => Err(Failure::new(FailureKind::Conflict, refusal.text)),
-        _ => Ok(format!("{added} placement groups added, {closed} closed, code {code} for new stripes")),
+        _ => Ok(outcome),
     }
+}
+
+/// Answers the older form of the order, in words.
+async fn rebuild_placement(inner: &Arc<Inner>) -> Result<String, Failure> {
+    let order = LayoutOrder { code: None, skip_down: false, less_redundancy: false, dry_run: false };
+    let done = apply_layout(inner, &order).await?;
+    Ok(format!("{} placement groups added, {} closed, code {} for new stripes", done.added, done.closed, done.code))
 }

@@ -46,7 +46,8 @@ pub(super) async fn watch(group: RaftGroup, leader_changes: Arc<AtomicU64>) {
         let leads = moment.leader.map(|leader| (leader, moment.term));
         if leads.is_some() && leads != last {
             leader_changes.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(group = %group.group, leader = ?moment.leader, term = moment.term, "leader");
+            let leader = moment.leader.map_or_else(|| "none".to_string(), |leader| leader.to_string());
+            tracing::info!(group = %group.group, leader, term = moment.term, "leader");
             last = leads;
         }
     }
@@ -159,7 +160,7 @@ async fn ping_nodes(inner: &Arc<Inner>, watch: &mut Watch) {
             _ => State::Up,
         };
         if state != node.state {
-            tracing::info!(node = %node.node, from = ?node.state, to = ?state, "node state");
+            tracing::info!(node = %node.node, address = node.address, from = ?node.state, to = ?state, "node state");
             let command = Command::SetNodeState(SetNodeState { node: node.node, state });
             if let Err(failure) = inner.command(GROUP_SYSTEM, command, COMMAND_MAX).await {
                 tracing::debug!(node = %node.node, %failure, "node state is set later");

@@ -109,6 +109,9 @@ impl MetaNode {
             tracing::error!(peer = %from, %failure, "this voter is not heard by its peers");
             return Err(failure);
         }
+        if let Some(address) = &header.address {
+            self.inner.wires.link.learn_address(from, address);
+        }
         let group = self.inner.group_for(header.group, header.call).await?;
         let body = group.raft.handle(header.call, &header.body, payload).await?;
         let reply = RaftReply { from: self.inner.ledger.identity(), body };

@@ -38,7 +38,7 @@ fn heads() -> Bytes {
 }
 
 fn request(call: RaftCall, body: &impl Wire) -> RaftHeader {
-    RaftHeader { call, group: GroupId(1), from: identity(), expected: Some(0x12), body: body.to_bytes() }
+    RaftHeader { call, group: GroupId(1), from: identity(), expected: Some(0x12), body: body.to_bytes(), address: None }
 }
 
 fn reply(body: Bytes) -> RaftReply {
@@ -72,6 +72,10 @@ fn requests_are_those_of_the_golden_file() {
             line("change-promote", &change(Change::Promote(NodeId(4)))),
             line("change-remove", &change(Change::Remove(NodeId(4)))),
             line("change-transfer", &change(Change::Transfer(NodeId(4)))),
+            line(
+                "vote-with-address",
+                &RaftHeader { address: Some("host2:1".into()), ..request(RaftCall::Vote, &ballot) },
+            ),
             line("append-words", &append),
             line("ballot-words", &ballot),
             line("transfer-words", &transfer),

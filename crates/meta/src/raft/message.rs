@@ -15,7 +15,7 @@
 //! | 7 snapshot end    | 1 transfer, 2 vote, 3 snapshot, 4 files                      | none              | vote                                        |
 //! | 8 change          | 1 add learner, 2 promote, 3 remove, 4 transfer               | none              | none                                        |
 //!
-//! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record; a reply's is 1 from, 2 the record.
+//! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record, 7 the sender's address; a reply's is 1 from, 2 the record.
 //! A vote is 1 term, 2 node, 3 committed; an identity 1 node, 2 log, 3 boot, 4 session, 5 floor; a snapshot 1 last, 2 membership
 //! (1 at, 2 the membership: 1 configurations, 2 addresses by node); a file 1 name, 2 bytes, 3 CRC-32. All are tag-length
 //! records (`protocol::wire`), held to `tests/format/meta_raft_*.hex`. The payload of an append is the payloads of its entries,
@@ -61,6 +61,8 @@ record! {
         4 => expected: Option<u128>,
         /// The call's own record.
         5 => body: Bytes,
+        /// Where the sender is reached: it may have moved since the map was written.
+        7 -> address: Option<String>,
     }
 }
 

@@ -56,7 +56,8 @@ impl Wires {
         deadline: Duration,
     ) -> Result<Bytes, Failure> {
         let (from, expected) = (self.ledger.identity(), self.ledger.expected(peer.node));
-        let header = RaftHeader { call, group, from, expected, body }.to_bytes();
+        let address = self.link.own_address().map(str::to_owned);
+        let header = RaftHeader { call, group, from, expected, body, address }.to_bytes();
         let reply = self.link.call(peer, Call { method: Method::Raft, header, payload, deadline }).await?;
         let reply = RaftReply::decode(&reply.header)?;
         if reply.from.node != peer.node {

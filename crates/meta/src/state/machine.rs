@@ -292,6 +292,7 @@ pub(super) fn serves(group: GroupId, command: &Command) -> bool {
         | Command::Found(_)
         | Command::RegisterNode(_)
         | Command::RegisterDisk(_)
+        | Command::AnnounceAddress(_)
         | Command::SetNodeState(_)
         | Command::SetDiskState(_)
         | Command::ChangePlacement(_)

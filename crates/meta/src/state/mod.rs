@@ -9,9 +9,10 @@
 //! [`RocksStore`]), [`keys`] for how keys keep their order, [`rows`] for the byte form of rows,
 //! then [`machine`]. What commands do lies in `objects`, `uploads`, `garbage`, `buckets` (object
 //! shards) and `registry`, `directory` (the system group); `listing` and `query` read;
-//! [`placement`] plans placement groups.
+//! [`placement`] plans placement groups, [`layout`] decides whether a new plan is wanted.
 
 pub mod keys;
+pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod placement;

@@ -10,7 +10,7 @@ use plinth_protocol::map::{ClusterMap, PlacementGroup, State};
 use plinth_protocol::meta::ChangePlacement;
 use plinth_protocol::stripe::Code;
 use plinth_protocol::{DiskId, PgId, Role};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Placement groups that a disk of average weight is a member of.
 pub const MEMBERSHIPS: u64 = 100;
@@ -48,26 +48,30 @@ pub struct Candidate {
     pub weight: u64,
 }
 
-/// Plans placement over the disks of a map that are up, on nodes that are up, with the code asked
-/// for or the one of the design's table; closes the groups that are open. Where the code is wider
-/// than the domains but all disks are in one domain, the disks themselves are the domains.
-pub fn plan(map: &ClusterMap, code: Option<Code>) -> Result<ChangePlacement, PlacementError> {
-    let mut candidates = candidates(map);
-    let domains: BTreeSet<&str> = candidates.iter().map(|candidate| candidate.domain.as_str()).collect();
-    let domains = domains.len();
-    // In a cluster of one node its disks are the domains.
-    let domains_of_code = if domains == 1 { candidates.len() } else { domains };
-    let code = code.unwrap_or(Code::for_domains(domains_of_code));
-    if domains == 1 && code.width() > 1 {
-        for candidate in &mut candidates {
-            candidate.domain = candidate.disk.to_string();
-        }
-    }
+/// Plans placement over the disks of a map that are up, on nodes that are up, with this code; closes the groups that
+/// are open.
+pub fn plan(map: &ClusterMap, code: Code) -> Result<ChangePlacement, PlacementError> {
+    plan_over(map, candidates(map), code)
+}
+
+/// As [`plan`], over disks that the caller chose.
+pub fn plan_over(map: &ClusterMap, candidates: Vec<Candidate>, code: Code) -> Result<ChangePlacement, PlacementError> {
+    let candidates = with_disks_as_domains(candidates, code);
     let first = map.pgs.iter().map(|pg| pg.pg.0 + 1).max().unwrap_or(0);
     let add = build(&candidates, code, PgId(first))?;
     let close = map.pgs.iter().filter(|pg| !pg.closed).map(|pg| pg.pg).collect();
     let code = (code != map.code).then_some(code);
     Ok(ChangePlacement { planned_on: map.epoch, add, close, code })
+}
+
+/// In a cluster of one node its disks are the failure domains.
+fn with_disks_as_domains(mut candidates: Vec<Candidate>, code: Code) -> Vec<Candidate> {
+    if code.width() > 1 && candidates.windows(2).all(|pair| pair[0].domain == pair[1].domain) {
+        for candidate in &mut candidates {
+            candidate.domain = candidate.disk.to_string();
+        }
+    }
+    candidates
 }
 
 /// Returns the disks of a map that may take new stripes.
@@ -243,6 +247,7 @@ fn mix(a: u64, b: usize, c: usize) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn disks(domains: &[&[u64]]) -> Vec<Candidate> {
         let mut candidates = Vec::new();
@@ -354,8 +359,8 @@ mod tests {
             voters: vec![NodeId(1)],
             feature_level: 1,
         };
-        let plan = plan(&map, None).unwrap();
-        assert_eq!((plan.code, plan.add[0].code), (None, Code::new(1, 2)));
+        let plan = plan(&map, Code::new(1, 2)).unwrap();
+        assert_eq!((plan.code, plan.add[0].code, plan.add[0].disks.len()), (None, Code::new(1, 2), 3));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys};
 use plinth_protocol::map::{DiskRecord, NodeRecord, PlacementGroup, ShardRecord, State};
 use plinth_protocol::meta::{
-    ChangePlacement, Founding, Outcome, Refusal, RefusalKind, RegisterNode, SetDiskState, SetNodeState, SetVoters,
-    VoterRecord,
+    ADDRESS_BYTES_MAX, ChangePlacement, Founding, NodeAddress, Outcome, Refusal, RefusalKind, RegisterNode,
+    SetDiskState, SetNodeState, SetVoters, VoterRecord,
 };
 use plinth_protocol::wire::{Record, Wire};
 use plinth_protocol::{Epoch, GROUP_SYSTEM, Incarnation, NodeId, WriterId};
@@ -21,6 +21,13 @@ const WRITERS_MAX: u64 = 1 << 48;
 
 fn not_founded() -> Refusal {
     refusal(RefusalKind::Invalid, "the cluster has not been founded")
+}
+
+/// Whether a text is `<host>:<port>` and short enough to keep.
+fn is_address(text: &str) -> bool {
+    let parts =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic()));
+    text.len() <= ADDRESS_BYTES_MAX && parts.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 impl<V: View> Work<'_, V> {
@@ -138,6 +145,28 @@ impl<V: View> Work<'_, V> {
         self.rewrite(keys::node(id), &row);
         self.bump_epoch(header);
         Ok(Outcome::Node(node))
+    }
+
+    /// Takes over where a node says that it is. An address that another node has is taken over too: whoever is
+    /// there proves who it is, and nodes that change places can't both be first.
+    pub(super) fn announce_address(&mut self, announced: &NodeAddress) -> Result<Outcome, StateError> {
+        let header = decided!(self.header());
+        let key = keys::node(announced.node);
+        let Some(mut row) = self.read_kept::<NodeRow>(Family::Registry, &key)? else {
+            return Ok(refuse(RefusalKind::NoSuchNode, format!("{} is not registered", announced.node)));
+        };
+        if row.record.node.state == State::Retired {
+            return Ok(refuse(RefusalKind::NoSuchNode, format!("{} is retired for good", announced.node)));
+        }
+        if !is_address(&announced.address) {
+            return Ok(refuse(RefusalKind::Invalid, "an address is HOST:PORT"));
+        }
+        if row.record.node.address != announced.address {
+            row.record.node.address = announced.address.clone();
+            self.rewrite(key, &row);
+            self.bump_epoch(header);
+        }
+        Ok(Outcome::Node(row.record.node))
     }
 
     pub(super) fn register_disk(&mut self, disk: &DiskRecord) -> Result<Outcome, StateError> {

@@ -150,6 +150,7 @@ impl<'a, V: View> Work<'a, V> {
             Command::Found(founding) => self.found(founding),
             Command::RegisterNode(register) => self.register_node(register),
             Command::RegisterDisk(disk) => self.register_disk(disk),
+            Command::AnnounceAddress(announced) => self.announce_address(announced),
             Command::SetNodeState(set) => self.set_node_state(set),
             Command::SetDiskState(set) => self.set_disk_state(set),
             Command::ChangePlacement(change) => self.change_placement(change),

@@ -4,6 +4,7 @@ use super::Samples;
 use super::registry::{map, node};
 use bytes::Bytes;
 use plinth_protocol::meta::*;
+use plinth_protocol::stripe::Code;
 use plinth_protocol::{Failure, FailureKind, GroupId, Method, NodeId, Role};
 
 fn failure() -> Failure {
@@ -61,6 +62,28 @@ fn join_reply() -> JoinReply {
     }
 }
 
+fn disk_folder() -> DiskFolder {
+    DiskFolder { path: "/srv/disk-7".into(), create: true }
+}
+
+fn layout_order() -> LayoutOrder {
+    LayoutOrder { code: Some(Code::new(2, 2)), skip_down: true, less_redundancy: true, dry_run: true }
+}
+
+fn layout_outcome() -> LayoutOutcome {
+    LayoutOutcome {
+        changed: true,
+        added: 100,
+        closed: 120,
+        code: Code::new(2, 2),
+        code_before: Code::new(3, 2),
+        disks: vec!["s1/d0".into(), "s2/d0".into()],
+        kept_down: vec!["s2/d0".into()],
+        left_out: vec!["s3/d0".into()],
+        dry_run: true,
+    }
+}
+
 pub fn samples(samples: &mut Samples) {
     samples.numbered(Role::ALL);
     samples.numbered(Method::ALL);
@@ -74,10 +97,19 @@ pub fn samples(samples: &mut Samples) {
         AdminRequest::AddDisk("data/d1".into()),
         AdminRequest::StopNode("storage-1".into()),
         AdminRequest::StartNode("storage-1".into()),
+        AdminRequest::ApplyLayout(layout_order()),
+        AdminRequest::AddDiskFolder(disk_folder()),
     ]);
     samples.record([group(), lone_group()]);
     samples.record([status(), RaftStatus { groups: vec![] }]);
-    samples.choice([AdminReply::Done("epoch 42".into()), AdminReply::RaftStatus(status())]);
+    samples.choice([
+        AdminReply::Done("epoch 42".into()),
+        AdminReply::RaftStatus(status()),
+        AdminReply::Layout(layout_outcome()),
+    ]);
+    samples.record([layout_order(), LayoutOrder { code: None, ..layout_order() }]);
+    samples.record([layout_outcome()]);
+    samples.record([disk_folder(), DiskFolder { create: false, ..disk_folder() }]);
     samples.record([join_request(), JoinRequest { roles: vec![], domain: None, ..join_request() }]);
     samples.record([join_reply(), JoinReply { wrapping_key: None, ca_private_key: None, ..join_reply() }]);
 }

@@ -91,6 +91,10 @@ fn register_node() -> RegisterNode {
     RegisterNode { node: node(), public_key: Some(std::array::from_fn(|at| 0x40 + at as u8)) }
 }
 
+fn node_address() -> NodeAddress {
+    NodeAddress { node: NodeId(7), address: "node-7.example:7400".into() }
+}
+
 fn set_node_state() -> SetNodeState {
     SetNodeState { node: NodeId(7), state: State::Down }
 }
@@ -143,6 +147,7 @@ fn system_commands() -> Vec<Command> {
         Command::Found(founding()),
         Command::RegisterNode(register_node()),
         Command::RegisterDisk(disk()),
+        Command::AnnounceAddress(node_address()),
         Command::SetNodeState(set_node_state()),
         Command::SetDiskState(set_disk_state()),
         Command::ChangePlacement(change_placement()),
@@ -196,6 +201,7 @@ pub fn samples(samples: &mut Samples) {
     samples.record([create_bucket(), CreateBucket { location: None, ..create_bucket() }]);
     samples.record([register_node(), RegisterNode { public_key: None, ..register_node() }]);
     samples.record([set_node_state()]);
+    samples.record([node_address()]);
     samples.record([set_disk_state(), bare_disk_state()]);
     let bare = ChangePlacement { add: vec![], close: vec![], code: None, ..change_placement() };
     samples.record([change_placement(), bare]);

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 /// The node that asks.
 pub const ASKER: NodeId = NodeId(1);
-const VOTER: NodeId = NodeId(9);
+/// The metadata node.
+pub const VOTER: NodeId = NodeId(9);
 
 struct Voter<D> {
     map: ClusterMap,
@@ -35,11 +36,8 @@ fn identity(node: NodeId, role: Role) -> Identity {
     Identity { cluster: ClusterId(7), node, roles: vec![role], incarnation: Incarnation(1) }
 }
 
-/// Returns a client of a cluster that knows these disks and decides as it is told.
-pub async fn client(
-    disks: Vec<DiskRecord>,
-    decide: impl Fn(Command) -> Result<Outcome, Failure> + Send + Sync + 'static,
-) -> Client {
+/// Returns the cluster's map with these disks.
+pub fn map(disks: Vec<DiskRecord>) -> ClusterMap {
     let voter = NodeRecord {
         node: VOTER,
         name: "m1".into(),
@@ -50,7 +48,7 @@ pub async fn client(
         domain: "m1".into(),
         version: None,
     };
-    let map = ClusterMap {
+    ClusterMap {
         cluster: ClusterId(7),
         epoch: Epoch(1),
         nodes: vec![voter],
@@ -62,7 +60,15 @@ pub async fn client(
         name: "fake".into(),
         voters: vec![VOTER],
         feature_level: 1,
-    };
+    }
+}
+
+/// Returns a client of a cluster that knows these disks and decides as it is told.
+pub async fn client(
+    disks: Vec<DiskRecord>,
+    decide: impl Fn(Command) -> Result<Outcome, Failure> + Send + Sync + 'static,
+) -> Client {
+    let map = map(disks);
     let network = LocalNetwork::new();
     network.attach(identity(VOTER, Role::Meta), Arc::new(Voter { map, decide }));
     let link = Arc::new(network.link(identity(ASKER, Role::Storage)));

@@ -130,6 +130,15 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// As [`eventually`], with a condition that has to be waited for.
+pub async fn eventually_async(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// Bytes that differ from place to place.
 pub fn pattern(seed: u64, length: usize) -> Bytes {
     let mut state = seed | 1;

@@ -329,6 +329,10 @@ fn system_commands_are_those_of_the_golden_file() {
             line("found", &Command::Found(full_founding())),
             line("register-node", &Command::RegisterNode(register)),
             line("register-disk", &Command::RegisterDisk(full_disk())),
+            line(
+                "announce-address",
+                &Command::AnnounceAddress(NodeAddress { node: NodeId(1), address: "10.0.0.9:7000".into() }),
+            ),
             line("set-node-state", &Command::SetNodeState(SetNodeState { node: NodeId(1), state: State::Suspect })),
             line("set-disk-state", &Command::SetDiskState(disk_state)),
             line("change-placement", &Command::ChangePlacement(placement)),

@@ -113,6 +113,26 @@ fn nodes_get_ids_that_are_never_reused() {
 }
 
 #[test]
+fn a_node_that_moved_is_known_at_its_new_address_under_its_old_incarnation() {
+    let mut system = system();
+    let announce =
+        |node, address: &str| Command::AnnounceAddress(NodeAddress { node: NodeId(node), address: address.into() });
+    let (outcome, bumps) = moved(&mut system, announce(2, "10.0.0.9:7000"));
+    let Outcome::Node(node) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((node.address.as_str(), node.incarnation, bumps), ("10.0.0.9:7000", Incarnation(1), 1));
+    assert_eq!(moved(&mut system, announce(2, "10.0.0.9:7000")).1, 0, "said again");
+    // Two nodes may change places, one after the other.
+    assert_eq!(moved(&mut system, announce(1, "10.0.0.9:7000")).1, 1);
+    assert_eq!(moved(&mut system, announce(2, "[fd00::1]:7000")).1, 1);
+    assert_refused(system.run(announce(9, "10.0.0.9:7000")), RefusalKind::NoSuchNode);
+    for bad in ["", "10.0.0.9", ":7000", "host:0", "host:70000", "a b:1", &format!("{}:1", "x".repeat(260))] {
+        assert_refused(system.run(announce(2, bad)), RefusalKind::Invalid);
+    }
+    system.run(Command::SetNodeState(SetNodeState { node: NodeId(3), state: State::Retired }));
+    assert_refused(system.run(announce(3, "10.0.0.3:7000")), RefusalKind::NoSuchNode);
+}
+
+#[test]
 fn writers_count_up() {
     let mut system = system();
     assert_eq!(system.run(Command::RegisterWriter(NodeId(1))), Outcome::Writer(WriterId(1)));
@@ -182,16 +202,16 @@ fn epoch_moves_with_every_change_and_with_nothing_else() {
 #[test]
 fn placement_changes_only_on_the_epoch_it_was_planned_on() {
     let mut system = system();
-    let plan = placement::plan(&map(&system), None).unwrap();
+    let plan = placement::plan(&map(&system), Code::new(1, 2)).unwrap();
     assert_eq!(plan.add.len(), 100);
     system.run(Command::SetNodeState(SetNodeState { node: NodeId(1), state: State::Down }));
     assert_refused(system.run(Command::ChangePlacement(plan)), RefusalKind::StaleEpoch);
     system.run(Command::SetNodeState(SetNodeState { node: NodeId(1), state: State::Up }));
-    let plan = placement::plan(&map(&system), None).unwrap();
+    let plan = placement::plan(&map(&system), Code::new(1, 2)).unwrap();
     assert_eq!(moved(&mut system, Command::ChangePlacement(plan)), (Outcome::Done, 1));
     system.run(Command::RegisterNode(RegisterNode { node: node(0, "d"), public_key: None }));
     system.run(Command::RegisterDisk(disk(4, 4)));
-    let again = placement::plan(&map(&system), None).unwrap();
+    let again = placement::plan(&map(&system), Code::new(2, 2)).unwrap();
     assert_eq!((again.code, again.add[0].pg, again.close.len()), (Some(Code::new(2, 2)), PgId(100), 100));
     assert_eq!(system.run(Command::ChangePlacement(again)), Outcome::Done);
     let now = map(&system);
