@@ -6,6 +6,7 @@ use plinth_protocol::meta::{LayoutOutcome, RaftStatus, ShardStat};
 use plinth_protocol::{GROUP_SYSTEM, NodeId, Role};
 use serde::Serialize;
 use serde_json::json;
+use std::collections::BTreeSet;
 
 /// Share of a disk's bytes at which writes stop, in percent (design, section 4).
 pub const WRITE_STOP_PERCENT: u64 = 85;
@@ -134,6 +135,24 @@ fn is_serving(map: &ClusterMap, disk: &DiskRecord) -> bool {
     disk.state == State::Up && map.node(disk.node).is_some_and(|node| node.state == State::Up)
 }
 
+/// Returns code and text for each replica that has stopped or is not what it should be; what is said of a node's replicas alike
+/// stands once.
+fn replica_troubles(raft: &[(NodeRecord, RaftStatus)]) -> Vec<(&'static str, String)> {
+    let (mut troubles, mut told) = (Vec::new(), BTreeSet::new());
+    for (node, group) in raft.iter().flat_map(|(node, status)| status.groups.iter().map(move |group| (node, group))) {
+        if let Some(why) = &group.condition {
+            if told.insert((node.name.as_str(), why.as_str())) {
+                troubles.push(("M105", format!("node {}: {why}", node.name)));
+            }
+        } else if let Some(why) = &group.stopped {
+            let text =
+                format!("node {} takes part in {} no more until it is started again: {why}", node.name, group.group);
+            troubles.push(("M104", text));
+        }
+    }
+    troubles
+}
+
 fn reasons(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], view: &StatusView) -> Vec<Reason> {
     let mut reasons = Vec::new();
     let mut add = |severity, code, text: String, next: &str| {
@@ -155,12 +174,8 @@ fn reasons(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], view: &StatusVie
         );
         add(if view.can_lose == 0 && view.voters > 1 { "CRITICAL" } else { "WARN" }, "M102", text, "plinth node list");
     }
-    for (node, group) in raft.iter().flat_map(|(node, status)| status.groups.iter().map(move |group| (node, group))) {
-        if let Some(why) = &group.stopped {
-            let text =
-                format!("node {} takes part in {} no more until it is started again: {why}", node.name, group.group);
-            add("WARN", "M104", text, "plinth raft status");
-        }
+    for (code, text) in replica_troubles(raft) {
+        add("WARN", code, text, "plinth raft status");
     }
     for node in map.nodes.iter().filter(|node| node.state != State::Up && node.roles.contains(&Role::Storage)) {
         add("WARN", "N201", format!("node {} is {}", node.name, state_text(node.state)), "plinth node list");
@@ -575,6 +590,7 @@ mod tests {
             learners: vec![],
             matched: vec![],
             stopped: None,
+            condition: None,
         };
         let status = RaftStatus { groups: vec![group(GROUP_SYSTEM), group(GroupId(1))] };
         who.iter().map(|id| (map.node(NodeId(*id)).unwrap().clone(), status.clone())).collect()
@@ -604,6 +620,19 @@ mod tests {
         let codes: Vec<&str> = view.reasons.iter().map(|reason| reason.code).collect();
         assert_eq!((view.voters_up, view.can_lose, codes), (2, 0, vec!["M102", "M104"]));
         assert!(view.reasons[1].text.contains("n3") && view.reasons[1].text.contains("no space"));
+    }
+
+    #[test]
+    fn a_replica_that_comes_back_by_itself_is_told_once_and_without_a_restart() {
+        let map = map();
+        let mut raft = raft(&map, &[1, 2, 3]);
+        for group in &mut raft[2].1.groups {
+            group.condition = Some("no room for growth: 5 MiB are free".into());
+        }
+        let view = status(&map, &raft, &[stat()]);
+        let codes: Vec<&str> = view.reasons.iter().map(|reason| reason.code).collect();
+        assert_eq!((view.voters_up, codes), (3, vec!["M105"]), "it takes part all the while");
+        assert!(!view.reasons[0].text.contains("started again"), "{}", view.reasons[0].text);
     }
 
     #[test]

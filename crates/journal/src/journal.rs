@@ -806,6 +806,19 @@ impl Journal {
         u64::from(segments) * u64::from(self.record_bytes_max()) + u64::from(rest)
     }
 
+    /// Returns the bytes that `reserve` appends can still take: whole segments, and the rest of the main stream's open one.
+    pub fn left_bytes(&self) -> u64 {
+        let end = records_end(self.superblock.segment_bytes) - SEAL_BYTES;
+        let rest = self.tails[Stream::Main.index()].map_or(0, |tail| end.saturating_sub(tail.offset));
+        u64::from(self.table.available()) * u64::from(self.record_bytes_max()) + u64::from(rest)
+    }
+
+    /// Returns whether `reserve` appends have begun to use the reserved segments. A consumer that must not lose them to
+    /// ordinary appends holds those back until releases have filled the reserve again.
+    pub fn is_reserve_in_use(&self) -> bool {
+        self.table.available() < self.options.segments_reserved
+    }
+
     /// Returns the bytes of all segments that the disk may have.
     pub fn size_bytes(&self) -> u64 {
         u64::from(self.superblock.segment_bytes) * u64::from(self.superblock.segment_count_max)

@@ -61,10 +61,14 @@ pub struct MetaLimits {
     pub log_segment_bytes: u32,
     /// Most segments of the log.
     pub log_segments_max: u32,
+    /// Free bytes of the file system of log and databases below which growth is refused, and flushes and deletes go on.
+    pub room_bytes_min: u64,
     /// Bytes of recent entries kept in RAM, per group.
     pub log_cache_bytes: usize,
-    /// Bytes of entries that are kept, per group, for followers that lag behind, although all of them are applied and flushed.
+    /// Bytes of entries that are kept, per group, although all of them are applied and flushed and no member lacks them.
     pub log_keep_bytes: u64,
+    /// Bytes of entries that are kept, over all groups, for members that lag further behind; at most a quarter of the log.
+    pub log_lag_bytes: u64,
     /// Bytes of entries applied after which the database is flushed and the log purged.
     pub flush_bytes: u64,
     /// Entries applied after which that happens.
@@ -110,8 +114,10 @@ impl Default for MetaLimits {
             append_entries_max: 256,
             log_segment_bytes: 32 << 20,
             log_segments_max: 64,
+            room_bytes_min: 512 << 20,
             log_cache_bytes: 16 << 20,
             log_keep_bytes: 32 << 20,
+            log_lag_bytes: 512 << 20,
             flush_bytes: 64 << 20,
             flush_entries: 200_000,
             flush_ms: 600_000,

@@ -31,8 +31,12 @@ pub(crate) trait Files: Send + Sync + 'static {
     fn write_at(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes a file's bytes durable.
     fn sync_file(&self, path: &Path) -> io::Result<()>;
+    /// Returns the bytes of a file.
+    fn file_bytes(&self, path: &Path) -> io::Result<u64>;
     /// Returns the bytes of all files in a folder and below; those that vanish meanwhile don't count.
     fn size_bytes(&self, folder: &Path) -> io::Result<u64>;
+    /// Returns the bytes that can still be written to the file system of a folder.
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
 }
 
 /// The file system of the machine.
@@ -117,5 +121,14 @@ impl Files for SystemFiles {
             }
         }
         Ok(sum)
+    }
+
+    fn file_bytes(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(folder)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }

@@ -23,6 +23,8 @@ mod log;
 mod node;
 mod planted;
 mod raft;
+mod retention;
+mod room;
 pub mod state;
 mod stats;
 

@@ -78,6 +78,10 @@ pub struct MetaStats {
     pub log_free_bytes: u64,
     /// Bytes that the log may have in all.
     pub log_size_bytes: u64,
+    /// Why this voter takes no growth, where its log or file system is short of room.
+    pub no_room: Option<String>,
+    /// Replicas that answer nothing for now and are being brought back: rebuilt from a peer, or waiting for space.
+    pub recovering: usize,
     /// Raft messages refused because their sender is not the voter that group 0 knows.
     pub refused_messages: u64,
 }

@@ -774,6 +774,9 @@ record! {
         8 => matched: Vec<(NodeId, u64)>,
         /// Why the replica has stopped, where it has: it takes part no more until its node is started again.
         9 -> stopped: Option<String>,
+        /// Why the replica is not what it should be, although it comes back by itself: no room, or damaged and being
+        /// rebuilt.
+        15 -> condition: Option<String>,
     }
 }
 

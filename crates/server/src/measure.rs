@@ -26,8 +26,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How often the leader of the system group counts the whole cluster, in probes.
 const OVERVIEW_EVERY_PROBES: u32 = 10;
 /// Everything that can keep a node from being ready, with how bad it is.
-const CHECKS: [(&str, &str); 4] =
-    [("S201", "critical"), ("S202", "critical"), ("S203", "critical"), ("S204", "critical")];
+const CHECKS: [(&str, &str); 5] =
+    [("S201", "critical"), ("S202", "critical"), ("S203", "critical"), ("S204", "critical"), ("S205", "critical")];
 /// How long that answer may take before the node calls itself not ready.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -181,9 +181,18 @@ impl PartMeasures {
             // The socket asks for no login: where the metadata nodes are stands in the log alone.
             readiness.read.push(("S202", "metadata does not answer: no leader or no majority".into()));
         }
-        let stopped = lock(&self.meta).groups.iter().filter(|group| group.state == ReplicaState::Stopped).count();
-        if stopped > 0 {
-            readiness.read.push(("S204", format!("{stopped} replicas here have stopped; the log says why")));
+        {
+            let meta = lock(&self.meta);
+            let stopped = meta.groups.iter().filter(|group| group.state == ReplicaState::Stopped).count();
+            if stopped > 0 {
+                readiness.read.push(("S204", format!("{stopped} replicas here have stopped; the log says why")));
+            } else if meta.recovering > 0 {
+                let text = format!("{} replicas here are being brought back; the log says why", meta.recovering);
+                readiness.read.push(("S204", text));
+            }
+            if let Some(why) = &meta.no_room {
+                readiness.write.push(("S205", format!("no room for growth: {why}")));
+            }
         }
         let map = client.map();
         let mut domains: Vec<&str> = map

@@ -385,6 +385,15 @@ impl Files for SimFiles {
         }
         Ok(sum)
     }
+
+    fn file_bytes(&self, path: &Path) -> io::Result<u64> {
+        let bytes = self.read(path)?.ok_or(io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(bytes.len() as u64)
+    }
+
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 #[cfg(test)]

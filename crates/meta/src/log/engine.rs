@@ -8,6 +8,10 @@
 //! and purged log ids are written once more (`state`), and entries of slow groups that would pin the
 //! segment are carried to the end of the log (`carry`), as long as they are few or space is scarce;
 //! the release waits until both are durable.
+//!
+//! A full log is no error: entries wait for room, and go on by themselves once there is some. What
+//! makes room (purges, releases) and what must not wait (votes) may take the journal's reserve, and
+//! passes waiting entries where their order does not matter.
 
 use super::LogId;
 use super::holdings::{Holding, Run};
@@ -151,7 +155,39 @@ pub(crate) struct RaftLog<T, R> {
     moved: VecDeque<Moved>,
     /// A segment may have become free of live entries.
     release_due: bool,
+    /// Entries wait for room.
+    is_full: bool,
+    /// The log is being closed: nothing waits for room any more.
+    is_stopping: bool,
     scratch: Vec<u8>,
+}
+
+/// Changes that wait for room, and what may pass them.
+///
+/// A vote may: it is no part of what waits, and a leader or candidate must not stand still. A purge may where all
+/// that it drops has been written. The rest of a group keeps its order.
+#[derive(Default)]
+struct Held {
+    /// Groups of which something waits, with the number of the first entry that does.
+    groups: BTreeMap<GroupId, u64>,
+}
+
+impl Held {
+    fn lets_pass(&self, change: &Change) -> bool {
+        match change {
+            Change::Append(..) => self.groups.is_empty(),
+            Change::Vote(..) => true,
+            Change::Purge(group, upto) => self.groups.get(group).is_none_or(|first| upto.index < *first),
+            Change::Truncate(group, _) | Change::State(group) => !self.groups.contains_key(group),
+        }
+    }
+
+    fn hold(&mut self, change: &Change) {
+        if let Change::Append(group, entries) = change {
+            let first = entries.first().map_or(0, |entry| entry.id.index);
+            self.groups.entry(*group).or_insert(first);
+        }
+    }
 }
 
 /// A log that has been read back: the views, and the disk's own account of it.
@@ -209,6 +245,8 @@ impl<T, R> RaftLog<T, R> {
             release: None,
             moved: VecDeque::new(),
             release_due: true,
+            is_full: false,
+            is_stopping: false,
             scratch: Vec::new(),
         };
         Ok(Opened { log, disk, log_id, boot, cut_records })
@@ -273,8 +311,15 @@ impl<T, R> RaftLog<T, R> {
         &self.journal
     }
 
-    /// Prepares a clean stop: the state of every group, then the floor slot.
+    /// Returns whether entries wait for room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Prepares a clean stop: the state of every group, then the floor slot. Entries that wait for room are given up:
+    /// nobody was told that they are durable.
     pub(crate) fn stop(&mut self) {
+        self.is_stopping = true;
         self.journal.stop();
     }
 
@@ -321,27 +366,67 @@ impl<T, R> RaftLog<T, R> {
         self.finished.extend(waiting.chain(backlog).map(|done| (done, Err(reason.to_owned()))));
     }
 
-    /// Gives the journal what it takes; the rest waits for the next completion.
+    /// Gives the journal what it takes; the rest waits for the next completion, or for room.
     fn drain_backlog(&mut self) {
-        while let Some((change, _)) = self.backlog.front() {
+        let (mut held, mut at) = (Held::default(), 0);
+        while let Some((change, _)) = self.backlog.get(at) {
+            if !held.lets_pass(change) {
+                held.hold(change);
+                at += 1;
+                continue;
+            }
+            let reserve = !matches!(change, Change::Append(..));
             let mut body = std::mem::take(&mut self.scratch);
             body.clear();
             let kind = encode(&self.groups, change, &mut body);
-            let placed = self.append(kind, &body);
+            let placed = self.append(kind, &body, reserve);
             self.scratch = body;
-            if placed == Err(Refused::Busy) {
-                return;
+            match placed {
+                Err(Refused::Busy) => return,
+                Err(Refused::Full) => {
+                    let (change, _) = &self.backlog[at];
+                    held.hold(change);
+                    if reserve {
+                        // Not even the reserve is left: nothing passes.
+                        break;
+                    }
+                    at += 1;
+                    continue;
+                }
+                _ => {}
             }
-            let (change, done) = self.backlog.pop_front().expect("the loop's condition saw it");
+            let (change, done) = self.backlog.remove(at).expect("the loop's condition saw it");
             match placed {
                 Ok(placed) => self.after_append(change, done, placed),
                 Err(refused) => self.finished.push((done, Err(refused.to_string()))),
             }
         }
+        self.note_full(at < self.backlog.len() || !held.groups.is_empty());
     }
 
-    fn append(&mut self, kind: RecordKind, body: &[u8]) -> Result<Placed, Refused> {
-        let append = Append { stream: Stream::Main, kind: kind as u8, body, payload: Bytes::new(), reserve: false };
+    /// Notes whether changes wait for room. A log that is being closed waits no longer.
+    fn note_full(&mut self, is_full: bool) {
+        if is_full && !self.is_full {
+            tracing::warn!("raft log is full: entries wait until there is room");
+            self.release_due = true;
+        } else if self.is_full && !is_full {
+            tracing::info!("raft log has room again");
+        }
+        self.is_full = is_full;
+        if is_full && self.is_stopping {
+            let given_up = self.backlog.drain(..).map(|(_, done)| (done, Err(Refused::Full.to_string())));
+            self.finished.extend(given_up);
+            self.is_full = false;
+        }
+    }
+
+    /// Appends a record; `reserve` is for what makes room or must not wait for it.
+    fn append(&mut self, kind: RecordKind, body: &[u8], reserve: bool) -> Result<Placed, Refused> {
+        if !reserve && self.journal.is_reserve_in_use() {
+            // The open segment may be one of the reserve's.
+            return Err(Refused::Full);
+        }
+        let append = Append { stream: Stream::Main, kind: kind as u8, body, payload: Bytes::new(), reserve };
         self.journal.append(append)
     }
 
@@ -459,8 +544,7 @@ impl<T, R> RaftLog<T, R> {
         let segment = oldest.segment;
         let live = self.live_places(segment);
         let live_bytes: u64 = live.iter().map(|place| u64::from(place.record_bytes)).sum();
-        let scarce = self.journal.free_bytes() < self.limits.free_bytes_min;
-        if live_bytes > self.limits.carry_bytes_max && !scarce {
+        if live_bytes > self.limits.carry_bytes_max && !self.may_carry_much(live_bytes) {
             return;
         }
         self.release = Some(Release::Reading { segment, missing: live.len(), found: BTreeMap::new() });
@@ -470,6 +554,20 @@ impl<T, R> RaftLog<T, R> {
             self.read_backlog.push_back((token, place));
         }
         self.drain_reads();
+    }
+
+    /// Whether space is so scarce that many live entries of the oldest segment may be written once more. Only where that
+    /// gains room: much of the log must be dead, and the copy must fit, in the reserve at worst, which the release fills
+    /// again.
+    fn may_carry_much(&self, carried_bytes: u64) -> bool {
+        let segment_bytes = u64::from(self.journal.superblock().segment_bytes);
+        // Records do not fill segments to the last byte.
+        let fits = carried_bytes + segment_bytes / 4 <= self.journal.left_bytes();
+        let made_bytes = self.journal.segments().count() as u64 * segment_bytes;
+        let runs = self.holdings.values().flat_map(Holding::runs);
+        let live_bytes: u64 = runs.map(|run| u64::from(run.place.record_bytes)).sum();
+        let is_scarce = self.journal.free_bytes() < self.limits.free_bytes_min;
+        is_scarce && fits && live_bytes <= made_bytes / 2
     }
 
     /// Returns the records of a segment in which entries are live.
@@ -521,7 +619,7 @@ impl<T, R> RaftLog<T, R> {
         }
         let states: Vec<StateRecord> = self.holdings.iter().map(|(group, holding)| holding.state(*group)).collect();
         for state in states {
-            match self.append(RecordKind::State, &state.to_wire()) {
+            match self.append(RecordKind::State, &state.to_wire(), true) {
                 Ok(placed) => last = Some(placed.sequence),
                 Err(refused) => return self.put_off_release(segment, &refused),
             }
@@ -547,7 +645,7 @@ impl<T, R> RaftLog<T, R> {
     fn carry(&mut self, group: GroupId, run: &Run, entries: &[LogEntry]) -> Result<Sequence, Refused> {
         let (mut runs, mut moved, mut last) = (Vec::new(), Vec::new(), run.place.sequence);
         for part in split(entries, self.limits.carry_record_bytes_max).into_iter().rev() {
-            let placed = self.append(RecordKind::Carry, &encode_entries(group, None, part))?;
+            let placed = self.append(RecordKind::Carry, &encode_entries(group, None, part), true)?;
             let place = self.place(&placed, part);
             let sequence = placed.sequence;
             moved.push(Moved { sequence, group, entries: places_of(part, place).collect() });

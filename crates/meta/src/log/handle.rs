@@ -9,7 +9,9 @@ use super::record::{LogEntry, VoteWords, decode_entries};
 use super::view::GroupView;
 use crate::MetaError;
 use plinth_journal::driver::{self, Engine, QueueBounds, SendRefused};
-use plinth_journal::{Completion, DiskIdentity, Format, Handle, JournalOptions, JournalStats, Operation, UringDisk};
+use plinth_journal::{
+    Completion, DiskIdentity, Format, Handle, JournalOptions, JournalStats, Operation, SegmentState, UringDisk,
+};
 use plinth_protocol::{ClusterId, DiskId, GroupId, HybridTime, Incarnation, NodeId};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,6 +25,8 @@ use tokio::sync::oneshot;
 pub(crate) type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
 type ReadDone = Box<dyn FnOnce(ReadResult) + Send>;
 
+/// Segments that entries must leave alone.
+const SEGMENTS_RESERVED: u32 = 2;
 /// Requests that may wait for the log's thread.
 const REQUESTS_MAX: usize = 1 << 16;
 /// Bytes of entries that may wait for the log's thread.
@@ -41,8 +45,13 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LogStat {
     pub(crate) journal: JournalStats,
+    /// Bytes that ordinary entries can still take, segments that are still to be made included.
     pub(crate) free_bytes: u64,
+    /// Bytes of those of them that stand on the disk already.
+    pub(crate) made_bytes: u64,
     pub(crate) size_bytes: u64,
+    /// Entries wait for room.
+    pub(crate) is_full: bool,
 }
 
 /// Where the log lies and how large it may grow.
@@ -63,6 +72,18 @@ struct LogEngine {
 }
 
 impl LogEngine {
+    fn stat(&self) -> LogStat {
+        let journal = self.log.journal();
+        let free = journal.segments().filter(|info| info.state == SegmentState::Free).count();
+        LogStat {
+            journal: journal.stats(),
+            free_bytes: journal.free_bytes(),
+            made_bytes: free as u64 * u64::from(journal.record_bytes_max()),
+            size_bytes: journal.size_bytes(),
+            is_full: self.log.is_full(),
+        }
+    }
+
     fn answer(&mut self) {
         for (done, result) in self.log.poll_finished() {
             done(result);
@@ -81,10 +102,8 @@ impl Engine for LogEngine {
             Request::Change(change, done) => self.log.handle_change(change, done),
             Request::Read(place, done) => self.log.handle_read(place, done),
             Request::Stat(reply) => {
-                let journal = self.log.journal();
-                let (free_bytes, size_bytes) = (journal.free_bytes(), journal.size_bytes());
                 // The asker may have given up.
-                let _ = reply.send(LogStat { journal: journal.stats(), free_bytes, size_bytes });
+                let _ = reply.send(self.stat());
             }
         }
     }
@@ -208,7 +227,7 @@ fn open_engine(config: &LogConfig, groups: Arc<Groups>, floor: Arc<AtomicU64>) -
         carry_record_bytes_max: (config.segment_bytes as usize / 8).min(1 << 20),
         free_bytes_min: u64::from(config.segment_bytes) * u64::from(config.segment_count_max) / 4,
     };
-    let options = JournalOptions { segments_reserved: 1, ..JournalOptions::default() };
+    let options = log_options();
     // The seam of time: this runs on the log's own thread, which goes on with the same clock.
     #[allow(clippy::disallowed_methods)]
     let now = Instant::now();
@@ -218,6 +237,16 @@ fn open_engine(config: &LogConfig, groups: Arc<Groups>, floor: Arc<AtomicU64>) -
         tracing::info!(records = cut_records, "torn tail of the raft log cut");
     }
     Ok((LogEngine { log, hung_up: false }, disk, (log_id, boot)))
+}
+
+/// Returns how the journal of a log keeps its segments. The reserve is for purges, votes and what a release repeats, and
+/// stands on the disk before it is needed: a file system that is full must not take it away.
+pub(crate) fn log_options() -> JournalOptions {
+    JournalOptions {
+        segments_reserved: SEGMENTS_RESERVED,
+        segments_ready: SEGMENTS_RESERVED + 1,
+        ..JournalOptions::default()
+    }
 }
 
 /// Returns how the journal of a log is formatted.
@@ -255,6 +284,11 @@ impl GroupLog {
             }
         }
         self.send(Request::Change(Change::Append(self.group, entries), done), bytes).await
+    }
+
+    /// Waits until everything that the group's view shows is durable.
+    pub(crate) async fn settle(&self) -> Result<(), MetaError> {
+        self.change(Change::State(self.group)).await
     }
 
     /// Saves a vote: durable on return.

@@ -81,6 +81,11 @@ impl Holding {
         self.purged = Some(upto);
     }
 
+    /// Returns all runs with live entries.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter()
+    }
+
     /// Returns the runs with live entries in a segment.
     pub(crate) fn runs_in(&self, segment: SegmentIndex) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(move |run| run.place.position.segment == segment)

@@ -15,6 +15,8 @@ pub(crate) mod view;
 #[cfg(test)]
 mod format;
 #[cfg(test)]
+mod full;
+#[cfg(test)]
 mod model;
 
 use plinth_protocol::NodeId;

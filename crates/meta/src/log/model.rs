@@ -72,7 +72,7 @@ fn limits() -> LogLimits {
 }
 
 fn options() -> JournalOptions {
-    JournalOptions { segments_reserved: 1, ..JournalOptions::default() }
+    super::handle::log_options()
 }
 
 // The clock of the test: where it starts does not matter.

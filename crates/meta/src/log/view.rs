@@ -99,6 +99,11 @@ impl GroupView {
         self.slots.range(start as usize..end as usize)
     }
 
+    /// Returns the id of the entry with this number.
+    pub(crate) fn id_at(&self, index: u64) -> Option<LogId> {
+        self.slots(index..index.checked_add(1)?).next().map(|slot| slot.id)
+    }
+
     /// Returns the slot with this number.
     pub(crate) fn slot_mut(&mut self, index: u64) -> Option<&mut Slot> {
         let first = self.first_index();
@@ -174,6 +179,11 @@ impl GroupView {
             self.cached_bytes -= slot.payload.take().map_or(0, |payload| payload.len());
             self.evicted += 1;
         }
+    }
+
+    /// Returns what the entries from a number on weigh.
+    pub(crate) fn bytes_from(&self, first: u64) -> u64 {
+        self.slots(first..u64::MAX).map(|slot| u64::from(slot.length) + ENTRY_WEIGHT_BYTES).sum()
     }
 
     /// Returns the last entry that may go: at most `flushed`, and so that `keep_bytes` of payload stay behind it.

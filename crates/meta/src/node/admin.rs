@@ -5,7 +5,7 @@ use crate::raft::message::{Change, Learner, RaftCall};
 use crate::state::layout::{self, LayoutError};
 use plinth_protocol::map::{ClusterMap, NodeRecord, ShardRecord, ShardStart};
 use plinth_protocol::meta::{
-    AdminReply, AdminRequest, Command, LayoutOrder, LayoutOutcome, Outcome, Query, RaftStatus, Reply, SetVoters,
+    AdminReply, AdminRequest, Command, LayoutOrder, LayoutOutcome, Outcome, Query, Reply, SetVoters,
 };
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{BucketId, Failure, FailureKind, GROUP_SYSTEM, GroupId, NodeId, Role};
@@ -22,10 +22,7 @@ const STEP_RETRY: Duration = Duration::from_millis(100);
 /// Answers an operator.
 pub(super) async fn handle(inner: &Arc<Inner>, request: AdminRequest) -> Result<AdminReply, Failure> {
     match request {
-        AdminRequest::RaftStatus => {
-            let groups = inner.open_groups().iter().map(|group| group.raft.status()).collect();
-            Ok(AdminReply::RaftStatus(RaftStatus { groups }))
-        }
+        AdminRequest::RaftStatus => Ok(AdminReply::RaftStatus(inner.raft_status())),
         AdminRequest::AddVoter(node) => add_voter(inner, node).await.map(AdminReply::Done),
         AdminRequest::RemoveVoter(node) => remove_voter(inner, node).await.map(AdminReply::Done),
         AdminRequest::RebuildPlacement => rebuild_placement(inner).await.map(AdminReply::Done),

@@ -2,7 +2,10 @@
 //! founds the cluster, records voters, and watches over the nodes.
 
 use super::Inner;
+use crate::MetaError;
 use crate::raft::group::RaftGroup;
+use crate::raft::machine::blocking;
+use crate::room::Sizes;
 use plinth_protocol::map::{ClusterMap, NodeRecord, State};
 use plinth_protocol::meta::{Command, Outcome, Query, RefusalKind, Reply, SetNodeState};
 use plinth_protocol::{FailureKind, GROUP_SYSTEM, Method, NodeId};
@@ -15,6 +18,10 @@ use tokio::time::Instant;
 
 /// How often a replica looks whether its database should be flushed and its log purged.
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a voter looks at its room.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
+/// How often leadership is given away for want of room at most.
+const GIVE_AWAY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the leader of the system group looks around.
 const DUTY_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a command of the leader's own may take.
@@ -33,13 +40,43 @@ pub(super) async fn keep(group: RaftGroup) {
     }
 }
 
+/// Looks at the room of log and file system, for as long as the node lives. A leader without room gives leadership to
+/// a voter that has some.
+pub(super) async fn watch_room(node: Weak<Inner>) {
+    let mut given_away: Option<Instant> = None;
+    loop {
+        let Some(inner) = node.upgrade() else { return };
+        if let Some(sizes) = measure_room(&inner).await {
+            inner.wires.room.note_own(&sizes);
+        }
+        if inner.wires.room.is_short() && given_away.is_none_or(|at| at.elapsed() >= GIVE_AWAY_INTERVAL) {
+            given_away = Some(Instant::now());
+            for group in inner.open_groups() {
+                group.raft.give_away_to(|voter| !inner.wires.room.is_peer_short(voter)).await;
+            }
+        }
+        drop(inner);
+        tokio::time::sleep(ROOM_INTERVAL).await;
+    }
+}
+
+/// Returns how much room the voter has; none where it is stopping, or its file system does not say.
+async fn measure_room(inner: &Arc<Inner>) -> Option<Sizes> {
+    let log = inner.log.lock().await.as_ref()?.stat().await?;
+    let (files, folder) = (inner.wires.files.clone(), inner.config.folder.clone());
+    let free = blocking(move || files.free_bytes(&folder).map_err(MetaError::io("look for room"))).await;
+    Some(Sizes { log, free_bytes: free.ok()?, free_bytes_min: inner.config.limits.room_bytes_min })
+}
+
 /// Counts changes of leadership, and reports a replica that stops.
-pub(super) async fn watch(group: RaftGroup, leader_changes: Arc<AtomicU64>) {
+pub(super) async fn watch(node: Weak<Inner>, group: RaftGroup, leader_changes: Arc<AtomicU64>) {
     let mut changes = group.changes();
     let mut last = None;
     while changes.next().await {
         if let Some(reason) = group.failure() {
-            tracing::error!(group = %group.group, reason, "replica stopped");
+            if let Some(inner) = node.upgrade() {
+                super::recovery::handle_stop(&inner, group.group, &reason);
+            }
             return;
         }
         let moment = group.moment();

@@ -9,6 +9,8 @@ use crate::log::handle::{GroupLog, LogConfig, NodeLog};
 use crate::raft::group::RaftGroup;
 use crate::raft::machine::{RegistryHook, Shard, blocking};
 use crate::raft::network::Wires;
+use crate::retention::Retention;
+use crate::room::Room;
 use crate::state::{Reader, RocksMemory, RocksStore};
 use crate::{MetaConfig, MetaError};
 use plinth_protocol::map::ClusterMap;
@@ -17,7 +19,7 @@ use plinth_protocol::{GROUP_SYSTEM, GroupId, NodeId};
 use plinth_transport::Link;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// Most groups on one voter.
@@ -32,7 +34,15 @@ pub(super) async fn open_node(config: MetaConfig, link: Arc<dyn Link>) -> Result
     let ledger = Arc::new(Ledger::new(config.node, log.log_id, log.boot, session, log.floor.clone()));
     let limits = config.limits.clone();
     let memory = RocksMemory::new(limits.database_cache_bytes, limits.database_buffer_bytes);
-    let wires = Arc::new(Wires { link, ledger: ledger.clone(), files, limits, transfers: AtomicU64::new(0) });
+    let wires = Arc::new(Wires {
+        link,
+        ledger: ledger.clone(),
+        files,
+        limits,
+        room: Room::default(),
+        retention: Retention::default(),
+        transfers: AtomicU64::new(0),
+    });
     let mut groups = existing_groups(&config, wires.files.as_ref())?;
     groups.extend(log.known_groups());
     let inner = Arc::new(Inner {
@@ -42,6 +52,7 @@ pub(super) async fn open_node(config: MetaConfig, link: Arc<dyn Link>) -> Result
         memory,
         log: tokio::sync::Mutex::new(Some(log)),
         groups: RwLock::default(),
+        ailments: Mutex::default(),
         duties: Mutex::default(),
         requests: AtomicU64::new(0),
         voters: tokio::sync::Mutex::default(),
@@ -134,6 +145,21 @@ fn check_database(node: NodeId, group: GroupId, log: &GroupLog, shard: &Shard) -
     }
 }
 
+/// Brings the log in line with rows that came from a peer, where a crash or a close came before that: what the log holds
+/// up to the rows' end is done with, and where it holds another entry there, all of it was never committed.
+async fn reconcile(log: &GroupLog, shard: &Shard) -> Result<(), MetaError> {
+    let Some(end) = shard.flushed() else { return Ok(()) };
+    let (purged, last, at_end) = log.with_view(|view| (view.purged, view.last(), view.id_at(end.index)));
+    if at_end == Some(end) || purged.is_some_and(|purged| purged.index >= end.index) {
+        return Ok(());
+    }
+    if last.is_some_and(|last| last.index >= end.index) {
+        tracing::warn!(%end, "entries that were never committed are dropped from the log");
+        log.truncate_after(purged).await?;
+    }
+    log.purge(end).await
+}
+
 async fn open_group(inner: &Arc<Inner>, group: GroupId, log: GroupLog) -> Result<OpenGroup, MetaError> {
     let config = &inner.config;
     let folder = groups_folder(config).join(group.0.to_string());
@@ -146,8 +172,9 @@ async fn open_group(inner: &Arc<Inner>, group: GroupId, log: GroupLog) -> Result
     })
     .await?;
     check_database(config.node, group, &log, &shard)?;
+    reconcile(&log, &shard).await?;
     if group == GROUP_SYSTEM {
-        let records = voter_records(&shard.reader());
+        let records = voter_records(&shard.reader())?;
         inner.ledger.check_self(&records).map_err(|reason| MetaError::Damaged { node: config.node, reason })?;
     }
     let raft = RaftGroup::start(group, config.node, inner.wires.clone(), log, shard, machine, folder).await?;
@@ -163,9 +190,10 @@ async fn open_group(inner: &Arc<Inner>, group: GroupId, log: GroupLog) -> Result
         tokio::spawn(proposer.clone().run()),
         tokio::spawn(reads.clone().run()),
         tokio::spawn(super::duties::keep(raft.clone())),
-        tokio::spawn(super::duties::watch(raft.clone(), leader_changes.clone())),
+        tokio::spawn(super::duties::watch(Arc::downgrade(inner), raft.clone(), leader_changes.clone())),
     ];
-    Ok(OpenGroup { raft, proposer, reads, leader_changes, tasks })
+    let is_fenced = AtomicBool::new(false);
+    Ok(OpenGroup { raft, proposer, reads, leader_changes, is_fenced, tasks })
 }
 
 /// Keeps the ledger in step with what group 0 holds, as far as this replica has applied it.
@@ -173,17 +201,21 @@ fn registry_hook(ledger: Arc<Ledger>) -> RegistryHook {
     let turn = Mutex::new(());
     Arc::new(move |reader: &Reader<RocksStore>| {
         let _turn = lock(&turn);
-        ledger.set_recorded(voter_records(reader));
+        // Rows that can't be read say nothing: what is known of the voters stays.
+        if let Ok(records) = voter_records(reader) {
+            ledger.set_recorded(records);
+        }
         if let Ok(Reply::Map(map)) = reader.query(&Query::Map(None)) {
             ledger.set_addresses(map.nodes.into_iter().map(|node| (node.node, node.address)).collect());
         }
     })
 }
 
-fn voter_records(reader: &Reader<RocksStore>) -> Vec<VoterRecord> {
+fn voter_records(reader: &Reader<RocksStore>) -> Result<Vec<VoterRecord>, MetaError> {
     match reader.query(&Query::Voters) {
-        Ok(Reply::Voters(list)) => list.voters,
-        _ => Vec::new(),
+        Ok(Reply::Voters(list)) => Ok(list.voters),
+        Ok(_) => Ok(Vec::new()),
+        Err(failure) => Err(MetaError::Database(format!("the voters can't be read: {failure}"))),
     }
 }
 

@@ -5,16 +5,17 @@ mod duties;
 mod groups;
 mod proposer;
 mod reads;
+mod recovery;
 mod voter_file;
 
 use crate::ledger::Ledger;
 use crate::log::engine::lock;
 use crate::log::handle::NodeLog;
-use crate::raft::group::RaftGroup;
+use crate::raft::group::{Answer, RaftGroup};
 use crate::raft::machine::blocking;
 use crate::raft::message::{RaftCall, RaftHeader, RaftReply};
 use crate::raft::network::Wires;
-use crate::state::RocksMemory;
+use crate::state::{self, RocksMemory};
 use crate::stats::{GroupStats, MetaStats, ReplicaState};
 use crate::{MetaConfig, MetaError};
 use bytes::Bytes;
@@ -26,8 +27,9 @@ use plinth_protocol::{Failure, FailureKind, GroupId, NodeId, RequestId};
 use plinth_transport::{Link, Response};
 use proposer::Proposer;
 use reads::Reads;
+use recovery::Ailment;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -50,6 +52,8 @@ pub(crate) struct OpenGroup {
     pub(crate) proposer: Arc<Proposer>,
     pub(crate) reads: Arc<Reads>,
     pub(crate) leader_changes: Arc<AtomicU64>,
+    /// The database is damaged or has stopped: no reads are answered.
+    pub(crate) is_fenced: AtomicBool,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -60,6 +64,8 @@ pub(crate) struct Inner {
     memory: RocksMemory,
     log: tokio::sync::Mutex<Option<NodeLog>>,
     groups: RwLock<BTreeMap<GroupId, Arc<OpenGroup>>>,
+    /// Replicas that are being brought back.
+    ailments: Mutex<BTreeMap<GroupId, Ailment>>,
     duties: Mutex<Vec<JoinHandle<()>>>,
     requests: AtomicU64,
     /// Held while voters change: of two orders at once each would write the map that it read first.
@@ -72,7 +78,8 @@ impl MetaNode {
     pub async fn start(config: MetaConfig, link: Arc<dyn Link>) -> Result<MetaNode, MetaError> {
         let inner = groups::open_node(config, link).await?;
         let duties = tokio::spawn(duties::run(Arc::downgrade(&inner)));
-        lock(&inner.duties).push(duties);
+        let room = tokio::spawn(duties::watch_room(Arc::downgrade(&inner)));
+        lock(&inner.duties).extend([duties, room]);
         Ok(MetaNode { inner })
     }
 
@@ -113,9 +120,10 @@ impl MetaNode {
             self.inner.wires.link.learn_address(from, address);
         }
         let group = self.inner.group_for(header.group, header.call).await?;
-        let body = group.raft.handle(header.call, &header.body, payload).await?;
-        let reply = RaftReply { from: self.inner.ledger.identity(), body };
-        Ok(Response { header: reply.to_bytes(), payload: Vec::new() })
+        let Answer { body, payload } = group.raft.handle(header.call, &header.body, payload).await?;
+        let no_room = self.inner.wires.room.is_short();
+        let reply = RaftReply { from: self.inner.ledger.identity(), body, no_room };
+        Ok(Response { header: reply.to_bytes(), payload })
     }
 
     /// Answers an operator. Changes of membership must reach the leader of the system group.
@@ -140,6 +148,8 @@ impl MetaNode {
             log_syncs: log.journal.syncs,
             log_free_bytes: log.free_bytes,
             log_size_bytes: log.size_bytes,
+            no_room: self.inner.wires.room.shortage(),
+            recovering: self.inner.recovering(),
             refused_messages: self.inner.ledger.refused(),
         }
     }
@@ -188,6 +198,10 @@ impl Inner {
     async fn group_for(self: &Arc<Self>, group: GroupId, call: RaftCall) -> Result<Arc<OpenGroup>, Failure> {
         match self.group(group) {
             Ok(open) => Ok(open),
+            Err(_) if lock(&self.ailments).get(&group).is_some_and(|ailment| ailment.is_closed) => {
+                self.check_closed(group)?;
+                self.group(group)
+            }
             Err(_) if matches!(call, RaftCall::Append | RaftCall::SnapshotBegin) => {
                 // A task of its own: the caller's deadline must not end it halfway, with the database still locked.
                 let inner = self.clone();
@@ -203,10 +217,14 @@ impl Inner {
 
     /// Decides a mutation in its group.
     pub(crate) async fn mutate(&self, mutation: &Mutation, deadline: Instant) -> Result<Outcome, Failure> {
+        self.check_closed(mutation.group)?;
         let group = self.group(mutation.group)?;
         let moment = group.raft.moment();
         if moment.state != ReplicaState::Leader {
             return Err(proposer::not_leader(moment.leader));
+        }
+        if state::grows(&mutation.command) {
+            self.wires.room.check_growth(self.config.node, || group.raft.status().voters)?;
         }
         group.proposer.mutate(mutation, deadline).await
     }
@@ -219,31 +237,52 @@ impl Inner {
         self.mutate(&mutation, Instant::now() + wait).await
     }
 
-    /// Answers a query at a read index.
-    pub(crate) async fn query(&self, group: GroupId, query: Query, deadline: Instant) -> Result<Reply, Failure> {
+    /// Returns a group that may be asked, once it has applied everything that was committed before the call.
+    async fn readable(&self, group: GroupId, deadline: Instant) -> Result<Arc<OpenGroup>, Failure> {
+        self.check_closed(group)?;
         let open = self.group(group)?;
-        open.reads.ready(deadline).await?;
-        let reader = open.raft.shard().reader();
-        if walks(&query) {
-            return blocking(move || Ok(reader.query(&query))).await?;
+        if open.is_fenced.load(Ordering::Acquire) {
+            return Err(recovery::fenced());
         }
-        reader.query(&query)
+        open.reads.ready(deadline).await?;
+        Ok(open)
+    }
+
+    /// Answers a query at a read index.
+    pub(crate) async fn query(
+        self: &Arc<Self>,
+        group: GroupId,
+        query: Query,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        let open = self.readable(group, deadline).await?;
+        let reader = open.raft.shard().reader();
+        let answer = match walks(&query) {
+            true => blocking(move || Ok(reader.query(&query))).await?,
+            false => reader.query(&query),
+        };
+        recovery::judge_read(self, &open, answer)
     }
 
     /// As [`Inner::query`], with the reply's bytes.
-    async fn query_encoded(&self, group: GroupId, query: Query, deadline: Instant) -> Result<Bytes, Failure> {
-        let open = self.group(group)?;
-        open.reads.ready(deadline).await?;
+    async fn query_encoded(
+        self: &Arc<Self>,
+        group: GroupId,
+        query: Query,
+        deadline: Instant,
+    ) -> Result<Bytes, Failure> {
+        let open = self.readable(group, deadline).await?;
         let reader = open.raft.shard().reader();
         let walks = walks(&query);
         let answer = move || {
             let mut out = Vec::new();
             reader.query_encoded(&query, &mut out).map(|()| Bytes::from(out))
         };
-        match walks {
+        let answer = match walks {
             true => blocking(move || Ok(answer())).await?,
             false => answer(),
-        }
+        };
+        recovery::judge_read(self, &open, answer)
     }
 
     /// Says where the leader is that a failure names.

@@ -42,19 +42,21 @@ fn request(call: RaftCall, body: &impl Wire) -> RaftHeader {
 }
 
 fn reply(body: Bytes) -> RaftReply {
-    RaftReply { from: identity(), body }
+    RaftReply { from: identity(), body, no_room: false }
 }
 
 #[test]
 fn requests_are_those_of_the_golden_file() {
-    let append = AppendWords { vote: vote(), previous: Some(id(7)), committed: Some(id(6)), heads: heads() };
-    let heartbeat = AppendWords { vote: vote(), previous: None, committed: None, heads: Bytes::new() };
+    let append =
+        AppendWords { vote: vote(), previous: Some(id(7)), committed: Some(id(6)), heads: heads(), keep_from: None };
+    let heartbeat = AppendWords { vote: vote(), previous: None, committed: None, heads: Bytes::new(), keep_from: None };
     let ballot = BallotWords { vote: vote(), last: Some(id(9)), transfer: true };
     let transfer = TransferWords { from: vote(), to: NodeId(3), last: Some(id(9)) };
     let begin = SnapshotBegin { transfer: 7, vote: vote(), snapshot: snapshot() };
     let chunk = SnapshotChunk { transfer: 7, name: "000012.sst".into(), offset: 1 << 20 };
     let file = SnapshotFile { name: "000012.sst".into(), size_bytes: 70_000, checksum: 0x0102_0304 };
     let end = SnapshotEnd { transfer: 7, vote: vote(), snapshot: snapshot(), files: vec![file.clone()] };
+    let piece = FetchPiece { transfer: 7, name: "000012.sst".into(), offset: 1 << 20, length: 4096 };
     let learner = Learner { node: NodeId(4), address: "host4:1".into() };
     let change = |change: Change| request(RaftCall::Change, &change);
     assert_golden(
@@ -84,6 +86,12 @@ fn requests_are_those_of_the_golden_file() {
             line("snapshot-end-words", &end),
             line("snapshot-file", &file),
             line("identity", &identity()),
+            line("append-words-with-floor", &AppendWords { keep_from: Some(300), ..append }),
+            line("fetch-begin", &request(RaftCall::FetchBegin, &FetchBegin { transfer: 7 })),
+            line("fetch-piece", &request(RaftCall::FetchPiece, &piece)),
+            line("fetch-end", &request(RaftCall::FetchEnd, &FetchBegin { transfer: 7 })),
+            line("fetch-begin-words", &FetchBegin { transfer: 7 }),
+            line("fetch-piece-words", &piece),
         ],
     );
 }
@@ -93,6 +101,8 @@ fn replies_are_those_of_the_golden_file() {
     let ballot = BallotReply { vote: vote(), granted: true, last: Some(id(9)) };
     let changed = VotePair { expected: vote(), actual: VoteWords { term: 4, ..vote() } };
     let behind = LogPair { expected: Some(id(9)), actual: Some(id(8)) };
+    let files = vec![FetchFile { name: "000012.sst".into(), size_bytes: 70_000 }];
+    let offer = FetchOffer { snapshot: snapshot(), files };
     let append = |words: AppendReply| words.to_bytes();
     let transfer = |words: TransferReply| words.to_bytes();
     assert_eq!(AppendReply::decode(&append(AppendReply::Partial(id(8)))), Ok(AppendReply::Partial(id(8))));
@@ -111,6 +121,9 @@ fn replies_are_those_of_the_golden_file() {
             line("snapshot-chunk", &reply(nothing())),
             line("snapshot-end", &reply(vote().to_bytes())),
             line("change", &reply(nothing())),
+            line("append-success-without-room", &RaftReply { no_room: true, ..reply(append(AppendReply::Success)) }),
+            line("fetch-offer", &reply(offer.to_bytes())),
+            line("fetch-offer-words", &offer),
             line("append-reply-words", &AppendReply::HigherVote(vote())),
             line("ballot-reply-words", &ballot),
             line("transfer-vote-changed-words", &TransferReply::VoteChanged(changed)),

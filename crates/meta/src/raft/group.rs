@@ -1,9 +1,10 @@
 //! One running group: a replica with its log, its machine and its peers, in our own words.
 
+use super::fetch::Outgoing;
 use super::machine::{Shard, ShardMachine, SnapshotFolder, blocking, drop_blocking};
 use super::message::{
-    AppendReply, AppendWords, BallotReply, BallotWords, Change, LogPair, RaftCall, SnapshotBegin, SnapshotChunk,
-    SnapshotEnd, TransferReply, TransferWords, VotePair, nothing, open,
+    AppendReply, AppendWords, BallotReply, BallotWords, Change, FetchBegin, LogPair, RaftCall, SnapshotBegin,
+    SnapshotChunk, SnapshotEnd, TransferReply, TransferWords, VotePair, nothing, open,
 };
 use super::network::{Factory, Wires, overrules};
 use super::snapshot::Incoming;
@@ -37,6 +38,8 @@ type Raft = openraft::Raft<Config, ShardMachine>;
 const STEP_DOWN_MS: u64 = 150;
 /// Most milliseconds by which news of a commit may be late: of its removal, too.
 const COMMIT_DELAY_MS_MAX: u64 = STEP_DOWN_MS / 3;
+/// Bytes that a flush needs beside the rows: manifests, filters, indexes.
+const FLUSH_ROOM_BYTES: u64 = 16 << 20;
 /// How long a snapshot may take on its way, all pieces together.
 const SNAPSHOT_TIME_MS: u64 = 6 * 3600 * 1000;
 
@@ -61,9 +64,18 @@ pub(crate) struct RaftGroup {
     raft: Raft,
     shard: Arc<Shard>,
     log: GroupLog,
-    wires: Arc<Wires>,
-    folder: PathBuf,
+    pub(super) wires: Arc<Wires>,
+    pub(super) folder: PathBuf,
     incoming: Arc<tokio::sync::Mutex<Option<Incoming>>>,
+    pub(super) outgoing: Arc<tokio::sync::Mutex<Option<Outgoing>>>,
+}
+
+/// What a replica answers to a peer's call.
+pub(crate) struct Answer {
+    /// The reply's own record.
+    pub(crate) body: Bytes,
+    /// Bytes beside it.
+    pub(crate) payload: Vec<Bytes>,
 }
 
 /// What a group's metrics show at one moment.
@@ -92,8 +104,8 @@ impl RaftGroup {
             .map_err(|fatal| MetaError::Stopped(format!("{group}: {fatal}")))?;
         shard.set_running();
         raft.run();
-        let incoming = Arc::default();
-        Ok(RaftGroup { group, node, raft, shard, log, wires, folder, incoming })
+        let (incoming, outgoing) = Default::default();
+        Ok(RaftGroup { group, node, raft, shard, log, wires, folder, incoming, outgoing })
     }
 
     /// Founds the group with these voters, where it has not been founded. Every founding voter may call it.
@@ -106,6 +118,11 @@ impl RaftGroup {
             Err(RaftError::APIError(error)) => Err(MetaError::Invalid(error.to_string())),
             Err(RaftError::Fatal(fatal)) => Err(MetaError::Stopped(fatal.to_string())),
         }
+    }
+
+    /// Returns the node that the replica is on.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
     }
 
     /// Returns the replica's rows.
@@ -209,6 +226,7 @@ impl RaftGroup {
             learners: membership.learner_ids().map(NodeId).collect(),
             matched: matched.map(|(node, id)| (NodeId(*node), id.as_ref().map_or(0, |id| id.index))).collect(),
             stopped,
+            condition: None,
         }
     }
 
@@ -219,9 +237,13 @@ impl RaftGroup {
         let entries = self.shard.unflushed_entries.load(Ordering::Relaxed);
         let old = entries > 0 && since_flush >= Duration::from_millis(limits.flush_ms);
         let due = bytes >= limits.flush_bytes || entries >= limits.flush_entries || old;
+        let due = due && self.may_flush(bytes);
         if due {
             // An error means that the replica has stopped, which its metrics tell.
             let _ = self.raft.trigger().snapshot().await;
+        }
+        if let Err(failure) = self.drop_offer(None).await {
+            tracing::debug!(group = %self.group, %failure, "an unused checkpoint goes later");
         }
         if let Some(upto) = self.purge_upto() {
             let _ = self.raft.trigger().purge_log(upto).await;
@@ -229,11 +251,39 @@ impl RaftGroup {
         due
     }
 
+    /// Whether a flush finds room: one that does not would stop the database.
+    fn may_flush(&self, unflushed_bytes: u64) -> bool {
+        let needed_bytes = unflushed_bytes.saturating_mul(2).saturating_add(FLUSH_ROOM_BYTES);
+        match self.wires.files.free_bytes(&self.folder) {
+            Ok(free_bytes) if free_bytes < needed_bytes => {
+                tracing::warn!(group = %self.group, free_bytes, needed_bytes, "flush waits for room");
+                false
+            }
+            // Where the file system does not say, the flush finds out.
+            _ => true,
+        }
+    }
+
     /// Returns up to where the log may go: flushed, and beyond what is kept for followers that lag.
     fn purge_upto(&self) -> Option<u64> {
+        if self.shard.is_log_held() {
+            return None;
+        }
         let flushed = self.shard.flushed()?.index;
-        let keep = self.wires.limits.log_keep_bytes;
-        self.log.with_view(|view| view.purge_candidate(flushed, keep))
+        let wires = &self.wires;
+        if let Some(keep_from) = self.first_lacked() {
+            wires.retention.set_keep_from(self.group, Some(keep_from));
+        }
+        self.log.with_view(|view| wires.retention.purge_upto(self.group, view, flushed, &wires.limits))
+    }
+
+    /// Returns the first entry that some member lacks, on the leader.
+    fn first_lacked(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = metrics.replication.as_ref()?;
+        // One of which nothing is known lacks everything; who is alone lacks nothing.
+        Some(matched.values().map(|id| id.as_ref().map_or(0, |id| id.index + 1)).min().unwrap_or(u64::MAX))
     }
 
     /// Changes the membership; only on the leader.
@@ -274,11 +324,17 @@ impl RaftGroup {
 
     /// Gives leadership to the voter whose log is longest, where this node leads and there is another.
     pub(crate) async fn give_away(&self) {
+        self.give_away_to(|_| true).await;
+    }
+
+    /// As [`RaftGroup::give_away`], to one of the voters that `may` lead.
+    pub(crate) async fn give_away_to(&self, may: impl Fn(NodeId) -> bool) {
         if !self.is_leader() {
             return;
         }
         let status = self.status();
         let others = status.matched.iter().filter(|(node, _)| *node != self.node && status.voters.contains(node));
+        let others = others.filter(|(node, _)| may(*node));
         if let Some((node, _)) = others.max_by_key(|(_, matched)| *matched) {
             // Where it fails an election follows; nothing is lost but time.
             let _ = self.transfer(*node).await;
@@ -291,6 +347,11 @@ impl RaftGroup {
         if let Err(error) = blocking(move || shard.flush()).await {
             tracing::warn!(group = %self.group, %error, "flush before the stop failed");
         }
+        self.end().await;
+    }
+
+    /// Stops the replica as it is: what its database has not flushed, the log has.
+    pub(crate) async fn end(&self) {
         // An error says that the core task has panicked, which the panic hook has reported.
         let _ = self.raft.shutdown().await;
     }
@@ -299,8 +360,12 @@ impl RaftGroup {
 /// Answering the calls of other voters.
 impl RaftGroup {
     /// Answers a call. The caller's identity has been checked.
-    pub(crate) async fn handle(&self, call: RaftCall, body: &Bytes, payload: Bytes) -> Result<Bytes, Failure> {
-        match call {
+    pub(crate) async fn handle(&self, call: RaftCall, body: &Bytes, payload: Bytes) -> Result<Answer, Failure> {
+        let body = match call {
+            RaftCall::FetchPiece => {
+                let piece = self.handle_fetch_piece(open(body)?).await?;
+                return Ok(Answer { body: nothing(), payload: vec![piece] });
+            }
             RaftCall::Append => self.handle_append(open(body)?, payload).await,
             RaftCall::Vote | RaftCall::PreVote => self.handle_ballot(call, open(body)?).await,
             RaftCall::Transfer => self.handle_transfer(open(body)?).await,
@@ -308,10 +373,19 @@ impl RaftGroup {
             RaftCall::SnapshotChunk => self.handle_snapshot_chunk(open(body)?, payload).await,
             RaftCall::SnapshotEnd => self.handle_snapshot_end(open(body)?).await,
             RaftCall::Change => self.change(open(body)?).await.map(|()| nothing()),
-        }
+            RaftCall::FetchBegin => self.handle_fetch_begin(open(body)?).await,
+            RaftCall::FetchEnd => {
+                let end: FetchBegin = open(body)?;
+                self.drop_offer(Some(end.transfer)).await.map(|()| nothing())
+            }
+        };
+        Ok(Answer { body: body?, payload: Vec::new() })
     }
 
     async fn handle_append(&self, words: AppendWords, payload: Bytes) -> Result<Bytes, Failure> {
+        if words.keep_from.is_some() {
+            self.wires.retention.set_keep_from(self.group, words.keep_from);
+        }
         let mut entries = Vec::with_capacity(words.heads.len() / ENTRY_HEAD_BYTES);
         let mut at = 0;
         for head in words.heads.chunks(ENTRY_HEAD_BYTES) {
@@ -396,7 +470,7 @@ impl RaftGroup {
         };
         // On an error the transfer is dropped, and its folder with it.
         let taken = blocking(move || {
-            incoming.take(&chunk.name, chunk.offset, &payload)?;
+            incoming.take(&chunk.name, chunk.offset, payload)?;
             Ok(incoming)
         });
         *slot = Some(taken.await?);

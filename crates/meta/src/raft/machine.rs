@@ -52,6 +52,8 @@ pub(crate) struct Shard {
     pub(crate) unflushed_entries: AtomicU64,
     /// The last position that a flush has made durable.
     flushed: Mutex<Option<LogId>>,
+    /// The log must keep what it has: the rows are about to be a peer's.
+    is_log_held: AtomicBool,
     hook: Option<RegistryHook>,
 }
 
@@ -81,6 +83,7 @@ impl Shard {
             unflushed_bytes: AtomicU64::new(0),
             unflushed_entries: AtomicU64::new(0),
             flushed: Mutex::new(flushed),
+            is_log_held: AtomicBool::new(false),
             hook,
         });
         Ok((shard.clone(), ShardMachine { shard, machine: Some(machine) }))
@@ -99,6 +102,16 @@ impl Shard {
     /// Returns the position up to which the log may go.
     pub(crate) fn flushed(&self) -> Option<LogId> {
         *lock(&self.flushed)
+    }
+
+    /// Sets whether the log must keep all that it has.
+    pub(crate) fn hold_log(&self, is_held: bool) {
+        self.is_log_held.store(is_held, Ordering::Release);
+    }
+
+    /// Returns whether the log must keep all that it has.
+    pub(crate) fn is_log_held(&self) -> bool {
+        self.is_log_held.load(Ordering::Acquire)
     }
 
     /// Returns the bytes of the database's files.
@@ -121,11 +134,24 @@ impl Shard {
     }
 
     /// Makes a checkpoint for sending. Blocks.
-    fn checkpoint(&self) -> Result<(SnapshotMeta, FolderGuard), MetaError> {
+    pub(super) fn checkpoint(&self) -> Result<(SnapshotMeta, FolderGuard), MetaError> {
         let path = lock(&self.folder).copy_path();
         let guard = FolderGuard::new(self.files.clone(), path);
         let applied = self.reader().checkpoint(guard.path())?;
         Ok((meta_of(&applied)?, guard))
+    }
+
+    /// Puts a peer's database in the place of the present one, which no replica uses any more, and returns the old one's
+    /// folder. The next replica opens it. Blocks.
+    pub(crate) fn replace(&self, meta: &SnapshotMeta, received: FolderGuard) -> Result<FolderGuard, MetaError> {
+        let adopted = lock(&self.folder).adopt(received)?;
+        let machine = open_machine(self.group, adopted.path(), &self.memory)?;
+        let (found, expected) = (machine.position().map(log_id_of), meta.last_log_id.as_ref().map(from_raft));
+        drop(machine);
+        if found != expected {
+            return Err(MetaError::Corrupt(format!("the peer's rows end at {found:?}, not at {expected:?}")));
+        }
+        lock(&self.folder).switch(adopted)
     }
 
     /// Puts a received database in the place of the present one, and returns its machine. Blocks.

@@ -6,7 +6,7 @@
 //!
 //! | call              | request's record (tags)                                      | payload           | reply's record                              |
 //! |-------------------|--------------------------------------------------------------|-------------------|---------------------------------------------|
-//! | 1 append          | 1 vote, 2 previous, 3 committed, 4 heads of 32 bytes         | entries' payloads | 1 success, 2 conflict, 3 vote, 4 partial    |
+//! | 1 append          | 1 vote, 2 previous, 3 committed, 4 heads, 8 keep from        | entries' payloads | 1 success, 2 conflict, 3 vote, 4 partial    |
 //! | 2 vote            | 1 vote, 2 last, 3 transfer                                   | none              | 1 vote, 2 granted, 3 last                   |
 //! | 3 pre-vote        | as vote                                                      | none              | as vote                                     |
 //! | 4 transfer        | 1 from, 2 to, 3 last                                         | none              | 1 accepted, 2 vote changed, 3 not flushed   |
@@ -14,8 +14,12 @@
 //! | 6 snapshot chunk  | 1 transfer, 2 name, 3 offset                                 | piece of the file | none                                        |
 //! | 7 snapshot end    | 1 transfer, 2 vote, 3 snapshot, 4 files                      | none              | vote                                        |
 //! | 8 change          | 1 add learner, 2 promote, 3 remove, 4 transfer               | none              | none                                        |
+//! | 20 fetch begin    | 1 transfer                                                   | none              | 1 snapshot, 2 files (1 name, 2 bytes)       |
+//! | 21 fetch piece    | 1 transfer, 2 name, 3 offset, 4 length                       | none              | none; payload: the piece                    |
+//! | 22 fetch end      | 1 transfer                                                   | none              | none                                        |
 //!
-//! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record, 7 the sender's address; a reply's is 1 from, 2 the record.
+//! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record, 7 the sender's address; a reply's is
+//! 1 from, 2 the record, 8 whether the sender has little room.
 //! A vote is 1 term, 2 node, 3 committed; an identity 1 node, 2 log, 3 boot, 4 session, 5 floor; a snapshot 1 last, 2 membership
 //! (1 at, 2 the membership: 1 configurations, 2 addresses by node); a file 1 name, 2 bytes, 3 CRC-32. All are tag-length
 //! records (`protocol::wire`), held to `tests/format/meta_raft_*.hex`. The payload of an append is the payloads of its entries,
@@ -48,6 +52,12 @@ numbered! {
         SnapshotEnd = 7,
         /// [`Change`] → nothing: a change of membership, for the group's leader.
         Change = 8,
+        /// [`FetchBegin`] → [`FetchOffer`]: a checkpoint for a replica that rebuilds itself.
+        FetchBegin = 20,
+        /// [`FetchPiece`] → nothing; the bytes are the reply's payload.
+        FetchPiece = 21,
+        /// [`FetchBegin`] → nothing: the checkpoint may go.
+        FetchEnd = 22,
     }
 }
 
@@ -72,6 +82,8 @@ record! {
         1 => from: VoterIdentity,
         /// The reply's own record.
         2 => body: Bytes,
+        /// The sender's log or file system is so full that it asks for no growth.
+        8 -> no_room: bool,
     }
 }
 
@@ -83,6 +95,8 @@ record! {
         3 => committed: Option<LogId>,
         /// Heads of the entries (`log::record`), 32 bytes each; their payloads are the call's payload.
         4 => heads: Bytes,
+        /// The first entry that some member of the group lacks, where the leader knows: the log is kept from there on.
+        8 -> keep_from: Option<u64>,
     }
 }
 
@@ -195,6 +209,40 @@ record! {
         2 => size_bytes: u64,
         /// CRC-32 (IEEE) over the whole file.
         3 => checksum: u32,
+    }
+}
+
+record! {
+    /// Asks for a checkpoint, or lets it go.
+    pub struct FetchBegin {
+        /// The asker's name for it.
+        1 => transfer: u128,
+    }
+}
+
+record! {
+    /// A checkpoint that may be fetched.
+    pub struct FetchOffer {
+        1 => snapshot: SnapshotWords,
+        2 => files: Vec<FetchFile>,
+    }
+}
+
+record! {
+    /// One file of it.
+    pub struct FetchFile {
+        1 => name: String,
+        2 => size_bytes: u64,
+    }
+}
+
+record! {
+    /// Asks for a piece of a file; less comes where the file ends.
+    pub struct FetchPiece {
+        1 => transfer: u128,
+        2 => name: String,
+        3 => offset: u64,
+        4 => length: u64,
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`crate::state`]; [`message`] and [`network`] are the calls between voters; [`snapshot`] moves
 //! a database as a folder of files; [`group`] is one running group, as the rest of the crate sees it.
 
+pub(crate) mod fetch;
 pub(crate) mod group;
 pub(crate) mod machine;
 pub(crate) mod message;

@@ -12,8 +12,11 @@ use super::words::{Config, RaftVote, from_raft, from_raft_vote, to_log_entry, to
 use crate::files::Files;
 use crate::ledger::Ledger;
 use crate::log::record::{VoteWords, encode_entry_head};
+use crate::retention::Retention;
+use crate::room::Room;
 use crate::{MetaError, MetaLimits};
 use bytes::Bytes;
+use futures_util::stream::FuturesOrdered;
 use futures_util::{Stream, StreamExt, stream};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -34,12 +37,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
+/// Pieces of a snapshot that are under way at one time: fewer than a receiver puts aside where they overtake each other.
+pub(super) const PIECES_IN_FLIGHT: usize = 4;
+/// How often a piece is tried before the transfer is given up.
+pub(super) const PIECE_TRIES_MAX: u32 = 20;
+/// Pause before a piece is tried again.
+pub(super) const PIECE_RETRY: Duration = Duration::from_millis(500);
+
 /// What all calls of a node share.
 pub(crate) struct Wires {
     pub(crate) link: Arc<dyn Link>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) files: Arc<dyn Files>,
     pub(crate) limits: MetaLimits,
+    pub(crate) room: Room,
+    pub(crate) retention: Retention,
     /// Counts snapshot transfers; with the session it makes their ids unique.
     pub(crate) transfers: AtomicU64,
 }
@@ -55,20 +67,46 @@ impl Wires {
         payload: Vec<Bytes>,
         deadline: Duration,
     ) -> Result<Bytes, Failure> {
+        Ok(self.send(peer, group, call, body, payload, deadline).await?.0)
+    }
+
+    /// As [`Wires::call`], without a payload there and with the reply's.
+    pub(crate) async fn exchange(
+        &self,
+        peer: &Peer,
+        group: GroupId,
+        call: RaftCall,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<(Bytes, Bytes), Failure> {
+        self.send(peer, group, call, body, Vec::new(), deadline).await
+    }
+
+    async fn send(
+        &self,
+        peer: &Peer,
+        group: GroupId,
+        call: RaftCall,
+        body: Bytes,
+        payload: Vec<Bytes>,
+        deadline: Duration,
+    ) -> Result<(Bytes, Bytes), Failure> {
         let (from, expected) = (self.ledger.identity(), self.ledger.expected(peer.node));
         let address = self.link.own_address().map(str::to_owned);
         let header = RaftHeader { call, group, from, expected, body, address }.to_bytes();
-        let reply = self.link.call(peer, Call { method: Method::Raft, header, payload, deadline }).await?;
-        let reply = RaftReply::decode(&reply.header)?;
+        let answer = self.link.call(peer, Call { method: Method::Raft, header, payload, deadline }).await?;
+        let reply = RaftReply::decode(&answer.header)?;
         if reply.from.node != peer.node {
             let text = format!("{} answered in the place of {}", reply.from.node, peer.node);
             return Err(Failure::new(FailureKind::Denied, text));
         }
         self.ledger.admit(&reply.from)?;
-        Ok(reply.body)
+        self.room.note_peer(peer.node, reply.no_room);
+        Ok((reply.body, answer.payload))
     }
 
-    fn transfer(&self) -> u128 {
+    /// Returns a new transfer's name.
+    pub(crate) fn transfer(&self) -> u128 {
         let identity = self.ledger.identity();
         let count = self.transfers.fetch_add(1, Ordering::Relaxed);
         u128::from(identity.session) << 64 | u128::from(count)
@@ -164,6 +202,7 @@ impl Network {
         Ok(VoteWords::decode(&reply)?)
     }
 
+    /// Sends a file, several pieces at a time.
     async fn send_file(
         &self,
         transfer: u128,
@@ -173,18 +212,39 @@ impl Network {
     ) -> Result<SnapshotFile, Failure> {
         let chunk_bytes = self.wires.limits.snapshot_chunk_bytes;
         let mut checksum = crc32fast::Hasher::new();
-        let mut offset = 0u64;
+        let (mut offset, mut is_read) = (0u64, false);
+        let mut flying = FuturesOrdered::new();
         loop {
-            let (files, path) = (self.wires.files.clone(), path.clone());
-            let read = move || files.read_at(&path, offset, chunk_bytes).map_err(MetaError::io("read a checkpoint"));
-            let bytes = Bytes::from(blocking(read).await?);
-            checksum.update(&bytes);
-            let length = bytes.len();
-            let chunk = SnapshotChunk { transfer, name: name.clone(), offset };
-            self.call(RaftCall::SnapshotChunk, chunk.to_bytes(), vec![bytes], deadline).await?;
-            offset += length as u64;
-            if length < chunk_bytes {
-                return Ok(SnapshotFile { name, size_bytes: offset, checksum: checksum.finalize() });
+            while !is_read && flying.len() < PIECES_IN_FLIGHT {
+                let (files, path) = (self.wires.files.clone(), path.clone());
+                let read =
+                    move || files.read_at(&path, offset, chunk_bytes).map_err(MetaError::io("read a checkpoint"));
+                let bytes = Bytes::from(blocking(read).await?);
+                checksum.update(&bytes);
+                let chunk = SnapshotChunk { transfer, name: name.clone(), offset }.to_bytes();
+                offset += bytes.len() as u64;
+                is_read = bytes.len() < chunk_bytes;
+                flying.push_back(self.send_chunk(chunk, bytes, deadline));
+            }
+            match flying.next().await {
+                Some(sent) => sent?,
+                None => return Ok(SnapshotFile { name, size_bytes: offset, checksum: checksum.finalize() }),
+            }
+        }
+    }
+
+    /// Sends a piece, again where the call fails: a connection that breaks does not cost what has come.
+    async fn send_chunk(&self, chunk: Bytes, bytes: Bytes, deadline: Duration) -> Result<(), Failure> {
+        let mut tries = 0;
+        loop {
+            let sent = self.call(RaftCall::SnapshotChunk, chunk.clone(), vec![bytes.clone()], deadline).await;
+            tries += 1;
+            let may_pass = |kind| matches!(kind, FailureKind::Unknown | FailureKind::Unavailable | FailureKind::Busy);
+            match sent {
+                Err(failure) if may_pass(failure.kind) && tries < PIECE_TRIES_MAX => {
+                    tokio::time::sleep(PIECE_RETRY).await;
+                }
+                sent => return sent.map(drop),
             }
         }
     }
@@ -238,6 +298,7 @@ impl RaftNetworkV2<Config> for Network {
             previous: rpc.prev_log_id.as_ref().map(from_raft),
             committed: rpc.leader_commit.as_ref().map(from_raft),
             heads: Bytes::from(heads),
+            keep_from: self.wires.retention.keep_from(self.group),
         };
         let body =
             self.call(RaftCall::Append, words.to_bytes(), payload, option.soft_ttl()).await.map_err(rpc_error)?;

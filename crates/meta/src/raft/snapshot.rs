@@ -14,10 +14,11 @@
 //! after the new one, whole either way, since all its bytes were durable before it was named. The
 //! log is purged only after that. At start whatever `CURRENT` does not name is removed.
 
-use super::message::SnapshotFile;
+use super::message::{FetchFile, SnapshotFile};
 use crate::MetaError;
 use crate::files::Files;
 use crate::planted::{Bug, planted};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ const CURRENT: &str = "CURRENT";
 const CURRENT_NEW: &str = "CURRENT.new";
 /// Longest name of a file in a snapshot, in bytes.
 const NAME_BYTES_MAX: usize = 255;
+/// Most pieces that may have overtaken others, over all files of a snapshot.
+const EARLY_PIECES_MAX: usize = 16;
 /// Most files in a snapshot.
 const SNAPSHOT_FILES_MAX: usize = 100_000;
 
@@ -204,7 +207,16 @@ pub(crate) struct Incoming {
     files: Arc<dyn Files>,
     folder: FolderGuard,
     transfer: u128,
-    received: BTreeMap<String, (u64, crc32fast::Hasher)>,
+    received: BTreeMap<String, Received>,
+}
+
+/// One file as far as it has come.
+#[derive(Default)]
+struct Received {
+    size_bytes: u64,
+    checksum: crc32fast::Hasher,
+    /// Pieces that have overtaken others, by their offset.
+    early: BTreeMap<u64, Bytes>,
 }
 
 impl Incoming {
@@ -221,8 +233,8 @@ impl Incoming {
         self.transfer
     }
 
-    /// Takes a piece of a file; pieces of a file come in order.
-    pub(crate) fn take(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), MetaError> {
+    /// Takes a piece of a file. A few may overtake others, and a piece may come again.
+    pub(crate) fn take(&mut self, name: &str, offset: u64, bytes: Bytes) -> Result<(), MetaError> {
         let plain = !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.starts_with('.');
         if !plain || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)) {
             return Err(MetaError::Corrupt(format!("snapshot file name {name:?}")));
@@ -230,15 +242,43 @@ impl Incoming {
         if self.received.len() >= SNAPSHOT_FILES_MAX && !self.received.contains_key(name) {
             return Err(MetaError::Corrupt("snapshot has too many files".into()));
         }
-        let (size, checksum) = self.received.entry(name.to_owned()).or_default();
-        if *size != offset {
-            return Err(MetaError::Corrupt(format!("snapshot file {name} continues at {offset}, not at {size}")));
+        let early: usize = self.received.values().map(|file| file.early.len()).sum();
+        let file = self.received.entry(name.to_owned()).or_default();
+        if offset > file.size_bytes {
+            if early >= EARLY_PIECES_MAX {
+                let size_bytes = file.size_bytes;
+                return Err(MetaError::Corrupt(format!(
+                    "snapshot file {name} continues at {offset}, not at {size_bytes}"
+                )));
+            }
+            file.early.insert(offset, bytes);
+            return Ok(());
         }
         let path = self.folder.path().join(name);
-        self.files.write_at(&path, offset, bytes).map_err(MetaError::io(format!("write {}", path.display())))?;
-        *size += bytes.len() as u64;
-        checksum.update(bytes);
+        let mut next = Some((offset, bytes));
+        while let Some((offset, bytes)) = next.take() {
+            // One that came before: its reply was lost. An empty file is made by its only, empty piece.
+            let is_again = offset < file.size_bytes;
+            let is_end = bytes.is_empty() && offset > 0;
+            if !(is_again || is_end) {
+                let write = self.files.write_at(&path, offset, &bytes);
+                write.map_err(MetaError::io(format!("write {}", path.display())))?;
+                file.size_bytes += bytes.len() as u64;
+                file.checksum.update(&bytes);
+            }
+            next = file.early.remove_entry(&file.size_bytes);
+        }
         Ok(())
+    }
+
+    /// Makes what came durable, where the files are those of the list and as long.
+    pub(crate) fn finish_sizes(self, listed: &[FetchFile]) -> Result<FolderGuard, MetaError> {
+        let listed = listed.iter().map(|file| {
+            let checksum = self.received.get(&file.name).map_or(0, |received| received.checksum.clone().finalize());
+            SnapshotFile { name: file.name.clone(), size_bytes: file.size_bytes, checksum }
+        });
+        let listed: Vec<SnapshotFile> = listed.collect();
+        self.finish(&listed)
     }
 
     /// Checks what came against the sender's list and makes it durable.
@@ -248,8 +288,10 @@ impl Incoming {
             return Err(MetaError::Corrupt(format!("snapshot of {expected} files arrived with {count}")));
         }
         for file in listed {
-            let whole = self.received.get(&file.name).is_some_and(|(size, checksum)| {
-                *size == file.size_bytes && checksum.clone().finalize() == file.checksum
+            let whole = self.received.get(&file.name).is_some_and(|received| {
+                received.size_bytes == file.size_bytes
+                    && received.early.is_empty()
+                    && received.checksum.clone().finalize() == file.checksum
             });
             if !whole {
                 return Err(MetaError::Corrupt(format!("snapshot file {} arrived damaged", file.name)));

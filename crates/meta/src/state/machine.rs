@@ -269,6 +269,19 @@ pub fn check(group: GroupId, mutation: &Mutation) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Returns whether a command adds rows on behalf of a client: what is refused where voters have little room. Deletes,
+/// housekeeping and what operators order to help pass.
+pub(crate) fn grows(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::PutObject(_)
+            | Command::CreateUpload(_)
+            | Command::PutPart(_)
+            | Command::CompleteUpload(_)
+            | Command::CreateBucket(_)
+    )
+}
+
 /// Returns whether a group decides this command: object shards those below 64, the system group others.
 pub(super) fn serves(group: GroupId, command: &Command) -> bool {
     match command {

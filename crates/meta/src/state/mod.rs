@@ -37,7 +37,8 @@ mod work;
 mod tests;
 
 pub use error::StateError;
+pub(crate) use machine::grows;
 pub use machine::{Applied, LogPosition, Machine, Reader, check};
 pub use memory::MemoryStore;
-pub use rocks::{RocksMemory, RocksStore};
+pub use rocks::{Fault, RocksMemory, RocksStore};
 pub use store::{Batch, Cursor, Family, KeyRange, Store, View};

@@ -2,8 +2,9 @@
 //!
 //! There is no write-ahead log: the Raft log is it. Families are flushed atomically, so that a
 //! crash leaves the rows of one moment, and the applied position among them says which. The first
-//! error of the database is final: it does not resume by itself, and this store refuses everything
-//! from then on, so that the replica stops and is rebuilt from its peers.
+//! error of a write is final: the database does not resume by itself, and this store refuses writes
+//! from then on, so that the replica stops. [`RocksStore::fault`] says what its keeper shall do: open
+//! the database again once there is room, or rebuild it from a peer.
 
 use super::StateError;
 use super::store::{Batch, Cursor, FAMILIES, Family, KeyRange, Store, View};
@@ -16,6 +17,7 @@ use rocksdb::{
 };
 use std::ffi::{CStr, c_char};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of one part of an index or filter: a lookup loads one part, never the whole of a large file's index.
@@ -92,11 +94,41 @@ impl Default for RocksMemory {
     }
 }
 
+/// Why a database is not to be used any longer as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// A file could not be written for want of space. What stands is whole: the rows of the last flush.
+    NoSpace(String),
+    /// A file can't be read, or is not what was written.
+    Damaged(String),
+}
+
+impl Fault {
+    /// Sorts an error; none where it says nothing about the database's files.
+    fn of(error: &rocksdb::Error) -> Option<Fault> {
+        let text = error.to_string();
+        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if says(&["No space left on device", "Disk quota exceeded"]) {
+            return Some(Fault::NoSpace(text));
+        }
+        match error.kind() {
+            ErrorKind::Corruption => Some(Fault::Damaged(text)),
+            ErrorKind::IOError
+                if says(&["Input/output error", "No such file", "Structure needs cleaning", "Bad message"]) =>
+            {
+                Some(Fault::Damaged(text))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// The rows of one shard replica in one folder.
 pub struct RocksStore {
     db: DB,
     write: WriteOptions,
     failed: AtomicBool,
+    fault: OnceLock<Fault>,
 }
 
 fn failure(error: rocksdb::Error) -> StateError {
@@ -126,7 +158,27 @@ impl RocksStore {
         let mut write = WriteOptions::default();
         write.disable_wal(true);
         write.set_no_slowdown(true);
-        RocksStore { db, write, failed: AtomicBool::new(false) }
+        RocksStore { db, write, failed: AtomicBool::new(false), fault: OnceLock::new() }
+    }
+
+    /// Returns why the database should be used no longer, where that has shown.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.get()
+    }
+
+    /// Notes what an error says about the database, and returns it as ours.
+    fn note(&self, error: rocksdb::Error) -> StateError {
+        if let Some(fault) = Fault::of(&error) {
+            // The first one counts.
+            let _ = self.fault.set(fault);
+        }
+        failure(error)
+    }
+
+    /// Opens a folder that [`Store::checkpoint`] made, for reading alone, and compares all its files with their
+    /// checksums.
+    pub fn verify_checkpoint(folder: &Path) -> Result<(), StateError> {
+        RocksStore::open_read_only(folder)?.verify()
     }
 
     fn family(&self, family: Family) -> &ColumnFamily {
@@ -144,7 +196,7 @@ impl RocksStore {
     fn fail<T>(&self, result: Result<T, rocksdb::Error>) -> Result<T, StateError> {
         result.map_err(|error| {
             self.failed.store(true, Ordering::Release);
-            failure(error)
+            self.note(error)
         })
     }
 }
@@ -274,7 +326,7 @@ impl Store for RocksStore {
     fn get_flushed(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::Persisted);
-        self.db.get_cf_opt(self.family(family), key, &options).map_err(failure)
+        self.db.get_cf_opt(self.family(family), key, &options).map_err(|error| self.note(error))
     }
 
     // RocksDB syncs the files it makes; the folder's own entry is ours to sync.
@@ -327,7 +379,8 @@ impl View for RocksView<'_> {
         Self: 'b;
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StateError> {
-        self.store.db.get_cf_opt(self.store.family(family), key, &self.options).map_err(failure)
+        let found = self.store.db.get_cf_opt(self.store.family(family), key, &self.options);
+        found.map_err(|error| self.store.note(error))
     }
 
     fn cursor(&self, family: Family, range: &KeyRange) -> Result<RocksCursor<'_>, StateError> {
@@ -337,7 +390,7 @@ impl View for RocksView<'_> {
         }
         let mut rows = self.snapshot.raw_iterator_cf_opt(self.store.family(family), options);
         rows.seek(&range.start);
-        let cursor = RocksCursor { rows };
+        let cursor = RocksCursor { store: self.store, rows };
         cursor.check()?;
         Ok(cursor)
     }
@@ -345,6 +398,7 @@ impl View for RocksView<'_> {
 
 /// A walk over one family's rows.
 pub struct RocksCursor<'a> {
+    store: &'a RocksStore,
     rows: DBRawIterator<'a>,
 }
 
@@ -352,7 +406,7 @@ impl RocksCursor<'_> {
     fn check(&self) -> Result<(), StateError> {
         match self.rows.valid() {
             true => Ok(()),
-            false => self.rows.status().map_err(failure),
+            false => self.rows.status().map_err(|error| self.store.note(error)),
         }
     }
 }

@@ -283,6 +283,16 @@ impl Cluster {
         free.unwrap_or_else(|| panic!("the folder is not let go: {:?}", held(&folder)));
     }
 
+    /// Waits until a voter's log of the shard holds fewer entries than this.
+    pub async fn await_purge(&self, node: NodeId, entries: u64) {
+        let purged = until(|| async {
+            let stats = self.node(node).stats().await;
+            let shard = stats.groups.into_iter().find(|group| group.group == SHARD)?;
+            (shard.log_entries < entries).then_some(())
+        });
+        purged.await.unwrap_or_else(|| panic!("the log of {node} is not purged"));
+    }
+
     pub async fn run(&self, group: GroupId, command: Command) -> Outcome {
         match self.request(MetaRequest::Mutate(self.mutation(group, command))).await {
             Reply::Outcome(outcome) => outcome,

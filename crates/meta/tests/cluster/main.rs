@@ -2,7 +2,10 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod damage;
 mod harness;
+mod retention;
+mod room;
 
 use harness::*;
 use plinth_meta::{MetaError, MetaLimits};
@@ -102,7 +105,13 @@ async fn minority_answers_nothing_and_writes_resume_with_the_majority() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lagging_voter_catches_up_by_snapshot() {
-    let limits = MetaLimits { flush_entries: 50, log_keep_bytes: 4096, snapshot_lag_entries: 20, ..quick_limits() };
+    let limits = MetaLimits {
+        flush_entries: 50,
+        log_keep_bytes: 4096,
+        log_lag_bytes: 4096,
+        snapshot_lag_entries: 20,
+        ..quick_limits()
+    };
     let cluster = Arc::new(Cluster::new(3, limits));
     for node in 1..=3 {
         cluster.start(NodeId(node)).await.unwrap();

@@ -28,6 +28,7 @@ fn group() -> RaftGroupStatus {
         learners: vec![NodeId(4)],
         matched: vec![(NodeId(2), 998), (NodeId(3), 1_000)],
         stopped: None,
+        condition: None,
     }
 }
 
@@ -100,7 +101,8 @@ pub fn samples(samples: &mut Samples) {
         AdminRequest::ApplyLayout(layout_order()),
         AdminRequest::AddDiskFolder(disk_folder()),
     ]);
-    samples.record([group(), lone_group()]);
+    let condition = Some("no room for growth".into());
+    samples.record([group(), lone_group(), RaftGroupStatus { condition, ..group() }]);
     samples.record([status(), RaftStatus { groups: vec![] }]);
     samples.choice([
         AdminReply::Done("epoch 42".into()),

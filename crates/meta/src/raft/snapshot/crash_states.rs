@@ -100,7 +100,7 @@ fn receive(
         // As the sender does: the last piece is one that is not full, if only an empty one.
         for at in 0..=bytes.len() / piece_bytes {
             let piece = &bytes[at * piece_bytes..bytes.len().min((at + 1) * piece_bytes)];
-            incoming.take(&name, (at * piece_bytes) as u64, piece).map_err(io)?;
+            incoming.take(&name, (at * piece_bytes) as u64, Bytes::copy_from_slice(piece)).map_err(io)?;
         }
     }
     Ok(incoming)
