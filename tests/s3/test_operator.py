@@ -111,7 +111,7 @@ class Commands(OfOurOwn):
 
     def test_keys_are_created_shown_once_and_revoked(self):
         cluster = Server.cluster
-        fresh = cluster.command("key", "create", "--description", "for a test")
+        fresh = cluster.command("key", "create", "--account", "root", "--description", "for a test")
         bucket = self.bucket("key")
         s3 = wire.S3(Server.endpoint, fresh["access_key"], fresh["secret_key"])
         s3.put(bucket, "mine", b"x")

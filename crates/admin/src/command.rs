@@ -117,8 +117,8 @@ pub enum BucketCommand {
 pub enum KeyCommand {
     /// Creates an access key and shows its secret, once.
     Create {
-        /// The account whose buckets the key may use.
-        #[arg(long, default_value = "root")]
+        /// The account whose buckets the key may use; `root` is the one that the cluster began with.
+        #[arg(long)]
         account: String,
         /// What the key is for.
         #[arg(long)]
@@ -201,4 +201,23 @@ pub struct LayoutArgs {
     /// Says what would be done and changes nothing.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser, Debug)]
+    struct Line {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[test]
+    fn a_key_names_its_account() {
+        let error = Line::try_parse_from(["plinth", "key", "create"]).expect_err("whose key is it?");
+        assert!(error.to_string().contains("--account"), "{error}");
+        Line::try_parse_from(["plinth", "key", "create", "--account", "a"]).expect("complete");
+    }
 }

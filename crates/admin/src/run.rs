@@ -219,7 +219,8 @@ async fn bucket_list(operator: &Operator) -> Result<Report, Trouble> {
     }
     let (mut items, mut rows, mut after) = (Vec::new(), Vec::new(), None);
     loop {
-        let query = BucketsQuery { prefix: String::new(), after: after.clone(), limit: LIST_ENTRIES_MAX };
+        let query =
+            BucketsQuery { prefix: String::new(), after: after.clone(), limit: LIST_ENTRIES_MAX, account: None };
         let page = match operator.client.query(GROUP_SYSTEM, Query::Buckets(query), deadline()).await? {
             Reply::Buckets(page) => page,
             other => return Err(unexpected(&other)),
@@ -262,7 +263,7 @@ async fn key_create(operator: &Operator, account: &str, description: Option<Stri
         wrap(wrapping_key, &fresh.secret).map_err(|error| Trouble::new(Exit::Failed, "E1012", error.to_string()))?;
     let row = AccessKeyRow {
         id: fresh.id.clone(),
-        wrapped_secret: wrapped,
+        wrapped_secret: wrapped.into(),
         account: account.to_string(),
         created: HybridTime::from_millis(operator.now_ms),
         description,

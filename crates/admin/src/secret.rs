@@ -5,6 +5,7 @@ use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
+use plinth_protocol::Hidden;
 
 /// Bytes of the key that wraps secrets (AES-256-KWP, RFC 5649).
 pub const WRAPPING_KEY_BYTES: usize = 32;
@@ -67,7 +68,7 @@ pub fn unwrap(wrapping_key: &[u8], wrapped: &[u8]) -> Result<String, SecretError
 /// A join token as an operator carries it: `plj1.<secret>.<CA fingerprint>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinToken {
-    secret: [u8; 24],
+    secret: Hidden<[u8; 24]>,
     /// SHA-256 of the CA certificate's DER form: the joining node trusts only this CA.
     pub ca_fingerprint: [u8; 32],
 }
@@ -75,7 +76,7 @@ pub struct JoinToken {
 impl JoinToken {
     /// Draws a token for the cluster with this CA.
     pub fn new(ca_fingerprint: [u8; 32]) -> Self {
-        JoinToken { secret: draw(), ca_fingerprint }
+        JoinToken { secret: Hidden(draw()), ca_fingerprint }
     }
 
     /// Reads a token's text.
@@ -84,14 +85,14 @@ impl JoinToken {
         if parts.next()? != "plj1" {
             return None;
         }
-        let secret = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?.try_into().ok()?;
+        let secret: [u8; 24] = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?.try_into().ok()?;
         let ca_fingerprint = URL_SAFE_NO_PAD.decode(parts.next()?).ok()?.try_into().ok()?;
-        parts.next().is_none().then_some(JoinToken { secret, ca_fingerprint })
+        parts.next().is_none().then_some(JoinToken { secret: Hidden(secret), ca_fingerprint })
     }
 
     /// Returns the token's text.
     pub fn text(&self) -> String {
-        format!("plj1.{}.{}", URL_SAFE_NO_PAD.encode(self.secret), URL_SAFE_NO_PAD.encode(self.ca_fingerprint))
+        format!("plj1.{}.{}", URL_SAFE_NO_PAD.encode(*self.secret), URL_SAFE_NO_PAD.encode(self.ca_fingerprint))
     }
 
     /// Returns what group 0 keeps of the token.

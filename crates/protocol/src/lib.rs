@@ -12,6 +12,7 @@
 
 pub mod buffer;
 pub mod frame;
+mod hidden;
 pub mod ids;
 pub mod map;
 pub mod meta;
@@ -23,5 +24,6 @@ pub mod storage;
 pub mod stripe;
 pub mod wire;
 
+pub use hidden::Hidden;
 pub use ids::*;
 pub use rpc::{Failure, FailureKind, Method, Role};

@@ -4,6 +4,7 @@
 //! [`REQUEST_MEMORY_MS`] and answers a repetition with it. Time never comes from the sender: the
 //! leader stamps the command.
 
+use crate::hidden::Hidden;
 use crate::ids::*;
 use crate::map::{ClusterMap, DiskRecord, NodeRecord, PlacementGroup, ShardRecord, State};
 use crate::object::{
@@ -308,11 +309,21 @@ record! {
     }
 }
 
+/// Longest id of an access key in bytes.
+pub const ACCESS_KEY_ID_BYTES_MAX: usize = 128;
+
+/// Returns whether an access key can have this id: letters, digits, `-`, `_` and `.`, at most
+/// [`ACCESS_KEY_ID_BYTES_MAX`]. What is no id is never looked up.
+pub fn is_access_key_id(id: &str) -> bool {
+    (1..=ACCESS_KEY_ID_BYTES_MAX).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
 record! {
     /// An access key; the secret is wrapped under the cluster's key-wrapping key.
     pub struct AccessKeyRow {
         1 => id: String,
-        2 => wrapped_secret: Bytes,
+        2 => wrapped_secret: Hidden<Bytes>,
         3 => account: String,
         4 => created: HybridTime,
         5 => description: Option<String>,
@@ -521,6 +532,8 @@ record! {
         1 => prefix: String,
         2 => after: Option<String>,
         3 => limit: u32,
+        /// Only buckets of this account need be answered; those of others may be among them.
+        4 -> account: Option<String>,
     }
 }
 
@@ -783,7 +796,7 @@ record! {
 record! {
     /// A new node's request for admission.
     pub struct JoinRequest {
-        1 => token: String,
+        1 => token: Hidden<String>,
         /// Certificate signing request, PEM.
         2 => csr: String,
         3 => name: String,
@@ -802,9 +815,9 @@ record! {
         3 => ca: String,
         4 => map: ClusterMap,
         /// The key that wraps access keys, for gateways and metadata nodes only.
-        5 => wrapping_key: Option<Bytes>,
+        5 => wrapping_key: Option<Hidden<Bytes>>,
         /// The private key of the cluster's CA, PEM, for metadata nodes only: each of them can admit nodes.
-        6 -> ca_private_key: Option<Bytes>,
+        6 -> ca_private_key: Option<Hidden<Bytes>>,
     }
 }
 

@@ -129,7 +129,7 @@ mod tests {
     fn keys_and_tokens_are_made_by_operators_alone() {
         let key = AccessKeyRow {
             id: "PLK".into(),
-            wrapped_secret: Bytes::new(),
+            wrapped_secret: Bytes::new().into(),
             account: "root".into(),
             created: HybridTime::from_millis(1),
             description: None,

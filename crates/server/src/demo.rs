@@ -332,7 +332,7 @@ fn present(args: &DemoArgs, plan: &Plan, laid: &Laid, steps: &[Step], human: boo
     let metrics = format!("http://{}/metrics", gateway.health);
     let exports = format!(
         "export AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_DEFAULT_REGION=us-east-1\n",
-        laid.access_key, laid.secret_key
+        laid.access_key, *laid.secret_key
     );
     if let Some(file) = &args.env_file {
         let text = format!("{exports}export AWS_ENDPOINT_URL={endpoint}\n");
@@ -341,13 +341,13 @@ fn present(args: &DemoArgs, plan: &Plan, laid: &Laid, steps: &[Step], human: boo
     if !human {
         let steps: Vec<_> = steps.iter().map(|step| json!({"text": step.text, "ms": step.milliseconds})).collect();
         let line = json!({"apiVersion": "plinth/v1", "kind": "Demo", "s3": endpoint, "bucket": BUCKET, "region": "us-east-1",
-            "access_key": laid.access_key, "secret_key": laid.secret_key, "metrics": metrics, "selftest": steps});
+            "access_key": laid.access_key, "secret_key": *laid.secret_key, "metrics": metrics, "selftest": steps});
         println!("{line}");
         return Ok(());
     }
     let plinth = std::env::current_exe().map_or_else(|_| "plinth".into(), |path| path.display().to_string());
     println!("\n  S3 endpoint  {endpoint}   region us-east-1   bucket {BUCKET}");
-    println!("  Access key   {}   Secret key  {} (shown once)", laid.access_key, laid.secret_key);
+    println!("  Access key   {}   Secret key  {} (shown once)", laid.access_key, *laid.secret_key);
     println!("  Metrics      {metrics}");
     println!("  Paste:\n    {}    aws --endpoint-url {endpoint} s3 cp README.md s3://{BUCKET}/", exports);
     println!("  Break it:  {plinth} --demo node stop s1 && {plinth} --demo status");

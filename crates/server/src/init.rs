@@ -67,9 +67,12 @@ pub struct SingleArgs {
     /// Makes the disk folders that do not exist: on whatever file system is there.
     #[arg(long)]
     create: bool,
-    /// Address that the sockets listen on; a host name stands for the first of its addresses, IPv4 before IPv6.
+    /// Address that the sockets for S3 and between nodes listen on; a host name stands for the first of its addresses, IPv4 before IPv6.
     #[arg(long, default_value = "127.0.0.1", value_parser = parse_host)]
     host: IpAddr,
+    /// Address of the observability socket, which asks nobody for credentials.
+    #[arg(long, default_value = "127.0.0.1", value_parser = parse_host)]
+    observability_host: IpAddr,
     /// Port of S3; node-to-node and observability take the next two.
     #[arg(long, default_value_t = 9000)]
     port: u16,
@@ -96,9 +99,12 @@ pub struct ClusterArgs {
     /// Disks of each storage node.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     disks: u64,
-    /// Address that all sockets listen on; a host name stands for the first of its addresses, IPv4 before IPv6.
+    /// Address that the sockets for S3 and between nodes listen on; a host name stands for the first of its addresses, IPv4 before IPv6.
     #[arg(long, default_value = "127.0.0.1", value_parser = parse_host)]
     host: IpAddr,
+    /// Address of the observability sockets, which ask nobody for credentials.
+    #[arg(long, default_value = "127.0.0.1", value_parser = parse_host)]
+    observability_host: IpAddr,
     /// First port; each node takes one or two. Gateways' S3 ports come first.
     #[arg(long, default_value_t = 9100)]
     base_port: u16,
@@ -192,7 +198,7 @@ pub struct Laid {
     /// The first access key's id.
     pub access_key: String,
     /// The first access key's secret: shown once.
-    pub secret_key: String,
+    pub secret_key: Hidden<String>,
 }
 
 /// Lays out what the command asks for.
@@ -215,13 +221,13 @@ fn plan_single(args: SingleArgs) -> Result<Plan, Trouble> {
     } else {
         args.disk.iter().map(|disk| absolute(disk)).collect()
     };
-    let port = |offset: u16| SocketAddr::new(args.host, args.port.saturating_add(offset));
+    let port = |host: IpAddr, offset: u16| SocketAddr::new(host, args.port.saturating_add(offset));
     let node = PlannedNode {
         name: "n1".into(),
         roles: vec![RoleName::Meta, RoleName::Storage, RoleName::Gateway],
-        listen: port(1),
-        s3: Some(port(0)),
-        health: port(2),
+        listen: port(args.host, 1),
+        s3: Some(port(args.host, 0)),
+        health: port(args.observability_host, 2),
         disks,
     };
     Ok(Plan {
@@ -243,8 +249,9 @@ fn plan_cluster(args: ClusterArgs) -> Result<Plan, Trouble> {
     }
     let code = args.code.unwrap_or(Code::for_domains(args.storage as usize));
     let mut ports = args.base_port..=u16::MAX;
-    let mut next =
-        || ports.next().map(|port| SocketAddr::new(args.host, port)).ok_or(usage("--base-port leaves too few ports"));
+    let mut next = |host: IpAddr| {
+        ports.next().map(|port| SocketAddr::new(host, port)).ok_or(usage("--base-port leaves too few ports"))
+    };
     let folder = absolute(&args.dir);
     let mut nodes = Vec::new();
     for (count, role, letter) in [
@@ -254,14 +261,21 @@ fn plan_cluster(args: ClusterArgs) -> Result<Plan, Trouble> {
     ] {
         for number in 1..=count {
             let name = format!("{letter}{number}");
-            let s3 = if role == RoleName::Gateway { Some(next()?) } else { None };
+            let s3 = if role == RoleName::Gateway { Some(next(args.host)?) } else { None };
             let own = folder.join(&name);
             let disks = if role == RoleName::Storage {
                 (0..args.disks).map(|disk| own.join(format!("d{disk}"))).collect()
             } else {
                 vec![]
             };
-            nodes.push(PlannedNode { name, roles: vec![role], listen: next()?, s3, health: next()?, disks });
+            nodes.push(PlannedNode {
+                name,
+                roles: vec![role],
+                listen: next(args.host)?,
+                s3,
+                health: next(args.observability_host)?,
+                disks,
+            });
         }
     }
     Ok(Plan {
@@ -293,7 +307,7 @@ pub fn lay(plan: &Plan) -> Result<Laid, Trouble> {
     let fresh = secret::draw_access_key();
     let key = AccessKeyRow {
         id: fresh.id.clone(),
-        wrapped_secret: secret::wrap(&wrapping_key, &fresh.secret).map_err(failed)?,
+        wrapped_secret: secret::wrap(&wrapping_key, &fresh.secret).map_err(failed)?.into(),
         account: "root".into(),
         created: HybridTime::from_millis(crate::node::wall_clock_ms()),
         description: Some("made by plinth init".into()),
@@ -306,7 +320,7 @@ pub fn lay(plan: &Plan) -> Result<Laid, Trouble> {
         nodes.push((node.clone(), file));
     }
     let profile = write_profile(plan, &authority, cluster, &wrapping_key)?;
-    Ok(Laid { nodes, profile, access_key: fresh.id, secret_key: fresh.secret })
+    Ok(Laid { nodes, profile, access_key: fresh.id, secret_key: fresh.secret.into() })
 }
 
 /// Refuses folders that hold anything: nothing is ever overwritten.
@@ -538,14 +552,14 @@ fn report(plan: &Plan, laid: &Laid) -> Report {
     let s3 = plan.nodes.iter().find_map(|node| node.s3).map(|address| format!("http://{address}")).unwrap_or_default();
     text.push_str(&format!(
         "\nS3 endpoint  {s3}\nAccess key   {}\nSecret key   {}   (shown once)\n",
-        laid.access_key, laid.secret_key
+        laid.access_key, *laid.secret_key
     ));
     text.push_str(&format!("Operator     plinth --profile {} status\n", laid.profile.display()));
     if plan.code.m == 0 {
         text.push_str(&format!("{}\n", NO_REDUNDANCY));
     }
     let value = json!({"cluster": plan.name, "code": plan.code.to_string(), "nodes": nodes, "s3": s3,
-        "access_key": laid.access_key, "secret_key": laid.secret_key, "profile": laid.profile});
+        "access_key": laid.access_key, "secret_key": *laid.secret_key, "profile": laid.profile});
     Report::done("ClusterInit", value, text)
 }
 
@@ -596,5 +610,34 @@ mod tests {
         let mut later = file;
         later[0] += 1;
         assert!(decode_founding(&later).is_none(), "a later version is not guessed at");
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: InitCommand,
+    }
+
+    #[test]
+    fn a_host_does_not_open_the_observability_socket() {
+        let plan = |more: &[&str]| {
+            let words = ["init", "cluster", "--dir", "x", "--host", "10.0.0.1"].iter().chain(more);
+            let InitCommand::Cluster(args) = <Line as clap::Parser>::parse_from(words).command else { panic!() };
+            plan_cluster(args).unwrap()
+        };
+        let single = ["init", "single", "--data", "x", "--host", "10.0.0.1"];
+        let InitCommand::Single(args) = <Line as clap::Parser>::parse_from(single).command else { panic!() };
+        for node in plan(&[]).nodes.into_iter().chain(plan_single(args).unwrap().nodes) {
+            assert_eq!(
+                (node.listen.ip().is_loopback(), node.health.ip().is_loopback()),
+                (false, true),
+                "{}",
+                node.name
+            );
+            assert!(node.s3.is_none_or(|s3| !s3.ip().is_loopback()));
+        }
+        for node in plan(&["--observability-host", "10.0.0.2"]).nodes {
+            assert_eq!(node.health.ip().to_string(), "10.0.0.2");
+        }
     }
 }

@@ -132,9 +132,9 @@ impl JoinDesk {
         };
         tracing::info!(node = %node.node, name = %node.name, "node admitted");
         let wraps = node.roles.iter().any(|role| matches!(role, Role::Gateway | Role::Meta));
-        let wrapping_key = self.wrapping_key.as_ref().filter(|_| wraps).map(|key| Bytes::copy_from_slice(key));
+        let wrapping_key = self.wrapping_key.as_ref().filter(|_| wraps).map(|key| Bytes::copy_from_slice(key).into());
         let admits = node.roles.contains(&Role::Meta);
-        let ca_private_key = admits.then(|| Bytes::copy_from_slice(self.authority.key_pem().as_bytes()));
+        let ca_private_key = admits.then(|| Bytes::copy_from_slice(self.authority.key_pem().as_bytes()).into());
         let ca = self.authority.certificate_pem().to_string();
         Ok(JoinReply { node, certificate, ca, map, wrapping_key, ca_private_key })
     }
@@ -233,7 +233,7 @@ pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
     let failed = |error: plinth_transport::TransportError| Trouble::new(Exit::Failed, "E2008", error.to_string());
     let key = NodeKey::generate().map_err(failed)?;
     let request = JoinRequest {
-        token: token.text(),
+        token: token.text().into(),
         csr: key.request_pem().map_err(failed)?,
         name: args.name.clone(),
         roles: args.roles.iter().map(|&role| role.into()).collect(),
@@ -357,7 +357,7 @@ mod tests {
 
     fn request() -> JoinRequest {
         JoinRequest {
-            token: JoinToken::new([7; 32]).text(),
+            token: JoinToken::new([7; 32]).text().into(),
             csr: NodeKey::generate().unwrap().request_pem().unwrap(),
             name: "s9".into(),
             roles: vec![Role::Storage],

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use plinth_admin::secret;
 use plinth_client::Client;
 use plinth_gateway::{Credential, KeyRing};
-use plinth_protocol::meta::{AccessKeyRow, Query, Reply};
+use plinth_protocol::meta::{ACCESS_KEY_ID_BYTES_MAX, AccessKeyRow, Query, Reply, is_access_key_id};
 use plinth_protocol::{Failure, FailureKind, GROUP_SYSTEM};
 use plinth_transport::BoxFuture;
 use std::collections::BTreeMap;
@@ -17,8 +17,11 @@ use zeroize::Zeroizing;
 const BELIEF_TIME_MAX: Duration = Duration::from_secs(3);
 /// How long the system group may take to answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
-/// Most keys kept at once.
+/// Most keys kept at once: with the longest ids and secrets 6 MiB at most.
 const KEYS_KEPT_MAX: usize = 10_000;
+const _: () = assert!(KEYS_KEPT_MAX * (2 * ACCESS_KEY_ID_BYTES_MAX + WRAPPED_BYTES_MAX) <= 6 << 20);
+/// Most bytes of a wrapped secret.
+const WRAPPED_BYTES_MAX: usize = 256;
 
 /// The keys of the cluster's accounts.
 pub struct ClusterKeys {
@@ -58,12 +61,12 @@ impl ClusterKeys {
             Reply::AccessKey(row) => {
                 // The same row gives the same credential, so that keys derived from it stay known.
                 let known =
-                    kept.get(id).filter(|kept| kept.wrapped == row.wrapped_secret).and_then(|kept| kept.key.clone());
+                    kept.get(id).filter(|kept| kept.wrapped == *row.wrapped_secret).and_then(|kept| kept.key.clone());
                 let key = match known {
                     Some(key) => key,
                     None => Arc::new(self.unwrap(&row)?),
                 };
-                (Some(key), row.wrapped_secret)
+                (Some(key), row.wrapped_secret.0)
             }
             Reply::Absent(_) => (None, Bytes::new()),
             other => return Err(Failure::new(FailureKind::Internal, format!("unexpected reply {other:?}"))),
@@ -83,6 +86,10 @@ impl ClusterKeys {
 impl KeyRing for ClusterKeys {
     fn find<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Arc<Credential>>, Failure>> {
         Box::pin(async move {
+            // Such an id is nobody's: it costs neither a question nor a place in the memory of answers.
+            if !is_access_key_id(id) {
+                return Ok(None);
+            }
             match self.kept(id) {
                 Some(key) => Ok(key),
                 None => self.ask(id).await,

@@ -18,6 +18,7 @@ mod node;
 mod observe;
 mod operate;
 mod overview;
+mod process;
 mod profile;
 mod registry;
 mod selftest;
@@ -120,6 +121,10 @@ fn main() -> ExitCode {
         }
     };
     logging::abort_on_panic();
+    if let Err(error) = process::forbid_core_dumps() {
+        let text = format!("core dumps of this process can't be forbidden: {error}");
+        return print_trouble(&Trouble::new(Exit::Failed, "E2031", text), cli.output);
+    }
     let output = cli.output;
     match dispatch(cli) {
         Ok(Some(report)) => print_report(&report, output),

@@ -364,8 +364,8 @@ fn s3_acceptor(config: &Config) -> Result<Option<TlsAcceptor>, Trouble> {
         .map_err(|error| failed(format!("{}: {error:?}", certificate.display())))?;
     let key =
         PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| failed(format!("{}: {error:?}", key.display())))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+    // The same suites as between nodes: TLS 1.3 with AES-GCM.
+    let mut tls = rustls::ServerConfig::builder_with_provider(plinth_transport::tls_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(failed)?
         .with_no_client_auth()
@@ -438,5 +438,26 @@ async fn connect(config: ClientConfig, link: Arc<dyn Link>, mut stop: watch::Rec
             _ = stop.wait_for(|stop| *stop) => return None,
         }
         tokio::time::sleep(RETRY_AFTER).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plinth_transport::Authority;
+
+    #[test]
+    fn https_offers_aes_gcm_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = (folder.path().join("s3.crt"), folder.path().join("s3.key"));
+        let authority = Authority::create(ClusterId(7), wall_clock()).unwrap();
+        crate::files::write_public(&certificate, authority.certificate_pem().as_bytes()).unwrap();
+        crate::files::write_secret(&key, authority.key_pem().as_bytes()).unwrap();
+        let mut config: Config = toml::from_str(&crate::config::default_text()).unwrap();
+        (config.gateway.tls_certificate, config.gateway.tls_private_key) = (Some(certificate), Some(key));
+        let acceptor = s3_acceptor(&config).unwrap().expect("a certificate is named");
+        let suites = &acceptor.config().crypto_provider().cipher_suites;
+        let names: Vec<String> = suites.iter().map(|suite| format!("{:?}", suite.suite())).collect();
+        assert_eq!(names, ["TLS13_AES_256_GCM_SHA384", "TLS13_AES_128_GCM_SHA256"]);
     }
 }

@@ -108,7 +108,7 @@ impl Overview {
                 overview.shards.push(stat);
             }
         }
-        let query = BucketsQuery { prefix: String::new(), after: None, limit: LIST_ENTRIES_MAX };
+        let query = BucketsQuery { prefix: String::new(), after: None, limit: LIST_ENTRIES_MAX, account: None };
         if let Ok(Reply::Buckets(page)) = client.query(GROUP_SYSTEM, Query::Buckets(query), deadline).await {
             overview.names = page.buckets.into_iter().map(|bucket| (bucket.bucket, bucket.name)).collect();
         }

@@ -44,7 +44,7 @@ impl<'a> SelfTest<'a> {
     /// Makes a test.
     pub fn new(demo: &'a Demo, plan: &'a Plan, laid: &Laid, human: bool, started: Instant) -> Self {
         let endpoint = plan.nodes.iter().find_map(|node| node.s3).expect("a demo has a gateway");
-        let caller = Caller { endpoint, access_key: laid.access_key.clone(), secret_key: laid.secret_key.clone() };
+        let caller = Caller { endpoint, access_key: laid.access_key.clone(), secret_key: laid.secret_key.0.clone() };
         SelfTest { demo, plan, caller, human, started }
     }
 

@@ -99,7 +99,7 @@ pub(crate) fn joining_config(
 }
 
 /// Returns the cryptography in use: AES-GCM suites only (QCVN 15:2023 knows no ChaCha20).
-pub(crate) fn provider() -> Arc<CryptoProvider> {
+pub fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites =
         vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384, aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];

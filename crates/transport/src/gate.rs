@@ -127,7 +127,7 @@ impl HandshakeGate {
 
 /// What counts as one place: an IPv4 address, or the 64 bits in front of an IPv6 address, behind which one host can
 /// have as many addresses as it likes.
-fn source_of(address: IpAddr) -> IpAddr {
+pub fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

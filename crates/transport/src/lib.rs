@@ -40,9 +40,9 @@ pub use call::{
     Service,
 };
 pub use counters::{DURATION_BOUNDS_US, MethodSnapshot, PeerSnapshot, Snapshot};
-pub use credentials::Credentials;
+pub use credentials::{Credentials, provider as tls_provider};
 pub use error::TransportError;
-pub use gate::{HANDSHAKES_MAX, HANDSHAKES_PER_SECOND_MAX, HandshakeGate, Pass};
+pub use gate::{HANDSHAKES_MAX, HANDSHAKES_PER_SECOND_MAX, HandshakeGate, Pass, source_of};
 pub use link::{TlsLink, call_joining};
 pub use local::{Fault, Judge, LocalLink, LocalNetwork, Passage};
 pub use name::NodeName;

@@ -4,7 +4,7 @@
 //! → (shards open) → Active, deleting Active → Closing → (shards close) → gone; whoever finds a
 //! bucket on the way may carry on, since every step may be repeated.
 
-use super::rows::{BucketName, Kept};
+use super::rows::{BucketName, BucketsByAccount, Kept};
 use super::store::{Family, KeyRange, View};
 use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys, rows};
@@ -14,6 +14,9 @@ use plinth_protocol::object::{BucketRow, BucketState};
 
 /// Most expired join tokens removed by one command.
 const TOKENS_AT_ONCE: usize = 100;
+
+/// Most buckets that one command enters into the list by account, where an older version left it incomplete.
+const BUCKETS_ENTERED_AT_ONCE: usize = 500;
 
 impl<V: View> Work<'_, V> {
     pub(super) fn create_bucket(&mut self, create: &CreateBucket) -> Result<Outcome, StateError> {
@@ -38,8 +41,38 @@ impl<V: View> Work<'_, V> {
             location: create.location.clone(),
         };
         self.put(Family::Registry, key, &row);
-        self.put(Family::Registry, keys::bucket_id(create.bucket), &BucketName { name: create.name.clone() });
+        let name = BucketName { name: create.name.clone() };
+        self.put(Family::Registry, keys::bucket_id(create.bucket), &name);
+        self.put(Family::Registry, keys::bucket_of_account(&create.owner, &create.name), &name);
+        self.enter_buckets_by_account()?;
         Ok(Outcome::Bucket(row))
+    }
+
+    /// Enters some more buckets into the list by account, until those that an older version made are in it.
+    fn enter_buckets_by_account(&mut self) -> Result<(), StateError> {
+        let place = keys::buckets_by_account();
+        let progress: Option<BucketsByAccount> = self.read(Family::Registry, &place)?;
+        let mut progress = progress.unwrap_or(BucketsByAccount { through: None, complete: false });
+        if progress.complete {
+            return Ok(());
+        }
+        let mut range = KeyRange::of_prefix(&keys::bucket_name(""));
+        if let Some(through) = &progress.through {
+            range.start = [&keys::bucket_name(through)[..], &[0]].concat();
+        }
+        let rows = self.scan(Family::Registry, &range, BUCKETS_ENTERED_AT_ONCE)?;
+        progress.complete = rows.len() < BUCKETS_ENTERED_AT_ONCE;
+        for (_, row) in rows {
+            let row: BucketRow = rows::decode(Family::Registry, &row)?;
+            let place = keys::bucket_of_account(&row.owner, &row.name);
+            self.put(Family::Registry, place, &BucketName { name: row.name.clone() });
+            progress.through = Some(row.name);
+        }
+        if progress.complete {
+            progress.through = None;
+        }
+        self.put(Family::Registry, place, &progress);
+        Ok(())
     }
 
     fn bucket_row(&self, bucket: BucketId) -> Decided<Kept<BucketRow>> {
@@ -87,6 +120,7 @@ impl<V: View> Work<'_, V> {
             return Ok(refuse(RefusalKind::Invalid, "only a closing bucket can be removed"));
         }
         self.batch.delete(Family::Registry, keys::bucket_name(&row.record.name));
+        self.batch.delete(Family::Registry, keys::bucket_of_account(&row.record.owner, &row.record.name));
         self.batch.delete(Family::Registry, keys::bucket_id(bucket));
         Ok(Outcome::Done)
     }

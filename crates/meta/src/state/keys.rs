@@ -21,7 +21,7 @@
 //! | tokens       | kind 1 (1 request, 2 client token, 3 finished upload), id 16                      |
 //! | token-expiry | kind 1, expiry as hybrid time 8, id 16                                            |
 //! | state        | tag 1: 1 applied, 2 membership, 3 shard; 16 and a bucket id 8: open bucket        |
-//! | registry     | tag 1: 1 header; 2 node 8; 3 disk 16; 4 placement group 4; 5 shard 8; 6 voter 8; 7 writer 8; 8 bucket name; 9 bucket id 8; 10 access key id; 11 join token's hash 32 |
+//! | registry     | tag 1: 1 header; 2 node 8; 3 disk 16; 4 placement group 4; 5 shard 8; 6 voter 8; 7 writer 8; 8 bucket name; 9 bucket id 8; 10 access key id; 11 join token's hash 32; 20 account as an object key is written, 00 01, bucket name; 21 progress of 20 |
 
 use super::store::{KeyRange, successor};
 use plinth_protocol::wire::WireError;
@@ -243,6 +243,10 @@ pub mod registry {
     pub const ACCESS_KEY: u8 = 10;
     /// Join tokens by hash.
     pub const JOIN_TOKEN: u8 = 11;
+    /// Names of buckets by account.
+    pub const BUCKET_OF_ACCOUNT: u8 = 20;
+    /// How far [`BUCKET_OF_ACCOUNT`] is complete.
+    pub const BUCKETS_BY_ACCOUNT: u8 = 21;
 }
 
 fn tagged(tag: u8, rest: &[u8]) -> Vec<u8> {
@@ -287,6 +291,18 @@ pub fn bucket_name(name: &str) -> Vec<u8> {
 /// Returns the key of a bucket's name in the registry.
 pub fn bucket_id(id: BucketId) -> Vec<u8> {
     tagged(registry::BUCKET_ID, &id.0.to_be_bytes())
+}
+/// Returns the key of an account's bucket in the registry, or what the keys of names with a prefix begin with.
+pub fn bucket_of_account(account: &str, name: &str) -> Vec<u8> {
+    let mut out = tagged(registry::BUCKET_OF_ACCOUNT, &[]);
+    escape(account.as_bytes(), &mut out);
+    out.extend_from_slice(&END);
+    out.extend_from_slice(name.as_bytes());
+    out
+}
+/// Returns the key of the row that says how far the buckets by account are complete.
+pub fn buckets_by_account() -> Vec<u8> {
+    tagged(registry::BUCKETS_BY_ACCOUNT, &[])
 }
 /// Returns the key of an access key in the registry.
 pub fn access_key(id: &str) -> Vec<u8> {

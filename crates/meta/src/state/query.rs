@@ -1,6 +1,8 @@
 //! Queries: what a group answers from its rows, changing nothing.
 
-use super::rows::{self, DeferredDelete, MapHeader, NodeRow, OpenBucketRow, OwedFragments, ShardRow};
+use super::rows::{
+    self, BucketName, BucketsByAccount, DeferredDelete, MapHeader, NodeRow, OpenBucketRow, OwedFragments, ShardRow,
+};
 use super::store::{Cursor, Family, KeyRange, View};
 use super::{StateError, keys, listing};
 use bytes::Bytes;
@@ -292,7 +294,29 @@ fn map<V: View>(view: &V, known: Option<Epoch>) -> Result<Option<Reply>, StateEr
     })))
 }
 
+/// Answers from the list by account.
+fn buckets_of<V: View>(view: &V, query: &BucketsQuery, account: &str) -> Answered {
+    let mut range = KeyRange::of_prefix(&keys::bucket_of_account(account, &query.prefix));
+    if let Some(after) = &query.after {
+        range.start = range.start.max([&keys::bucket_of_account(account, after)[..], &[0]].concat());
+    }
+    let mut page = BucketsPage { buckets: Vec::new(), more: false };
+    page.more = each_row(view, Family::Registry, &range, query.limit, |_, row| {
+        let BucketName { name } = rows::decode(Family::Registry, row)?;
+        let bucket: Option<BucketRow> = read(view, Family::Registry, &keys::bucket_name(&name))?;
+        page.buckets.extend(bucket);
+        Ok(Taken::Line)
+    })?;
+    Ok(Reply::Buckets(page))
+}
+
 fn buckets<V: View>(view: &V, query: &BucketsQuery) -> Answered {
+    if let Some(account) = &query.account {
+        let progress: Option<BucketsByAccount> = read(view, Family::Registry, &keys::buckets_by_account())?;
+        if progress.is_some_and(|progress| progress.complete) {
+            return buckets_of(view, query, account);
+        }
+    }
     let mut range = KeyRange::of_prefix(&keys::bucket_name(&query.prefix));
     if let Some(after) = &query.after {
         range.start = range.start.max([&keys::bucket_name(after)[..], &[0]].concat());

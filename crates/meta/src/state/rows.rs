@@ -16,7 +16,7 @@
 //! | tokens       | [`Remembered`]                                                 |
 //! | token-expiry | nothing: zero bytes                                            |
 //! | state        | 1 [`AppliedRow`], 2 the Raft membership as it was given (no version byte), 3 [`ShardRow`], 16 [`OpenBucketRow`] |
-//! | registry     | 1 [`MapHeader`], 2 [`NodeRow`], 3 `map::DiskRecord`, 4 `map::PlacementGroup`, 5 `map::ShardRecord`, 6 `meta::VoterRecord`, 7 [`WriterRow`], 8 `object::BucketRow`, 9 [`BucketName`], 10 `meta::AccessKeyRow`, 11 `meta::JoinTokenRow` |
+//! | registry     | 1 [`MapHeader`], 2 [`NodeRow`], 3 `map::DiskRecord`, 4 `map::PlacementGroup`, 5 `map::ShardRecord`, 6 `meta::VoterRecord`, 7 [`WriterRow`], 8 `object::BucketRow`, 9 [`BucketName`], 10 `meta::AccessKeyRow`, 11 `meta::JoinTokenRow`, 20 [`BucketName`], 21 [`BucketsByAccount`] |
 //!
 //! A row that is rewritten in place goes through [`Kept`], which carries the ignorable fields that
 //! this version does not know from the old bytes to the new ones. Rows that replace another row of
@@ -141,6 +141,15 @@ record! {
     /// The name of a bucket, under its id.
     pub struct BucketName {
         1 => name: String,
+    }
+}
+
+record! {
+    /// How far the names of buckets by account are complete: a database of an older version has none.
+    pub struct BucketsByAccount {
+        /// The last name that has been looked at, while it is not.
+        1 => through: Option<String>,
+        2 => complete: bool,
     }
 }
 

@@ -43,7 +43,7 @@ fn status() -> RaftStatus {
 
 fn join_request() -> JoinRequest {
     JoinRequest {
-        token: "plj-0123456789".into(),
+        token: String::from("plj-0123456789").into(),
         csr: "-----BEGIN CERTIFICATE REQUEST-----".into(),
         name: "node-7".into(),
         roles: vec![Role::Storage],
@@ -58,8 +58,8 @@ fn join_reply() -> JoinReply {
         certificate: "-----BEGIN CERTIFICATE-----".into(),
         ca: "-----BEGIN CERTIFICATE----- (CA)".into(),
         map: map(),
-        wrapping_key: Some(Bytes::from_static(&[0x5a; 32])),
-        ca_private_key: Some(Bytes::from_static(b"-----BEGIN PRIVATE KEY-----")),
+        wrapping_key: Some(Bytes::from_static(&[0x5a; 32]).into()),
+        ca_private_key: Some(Bytes::from_static(b"-----BEGIN PRIVATE KEY-----").into()),
     }
 }
 

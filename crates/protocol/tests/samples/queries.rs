@@ -52,7 +52,7 @@ fn due_query() -> DueQuery {
 }
 
 fn buckets_query() -> BucketsQuery {
-    BucketsQuery { prefix: "a".into(), after: Some("a-bucket".into()), limit: 10 }
+    BucketsQuery { prefix: "a".into(), after: Some("a-bucket".into()), limit: 10, account: None }
 }
 
 fn queries() -> Vec<Query> {
@@ -184,7 +184,11 @@ fn query_samples(samples: &mut Samples) {
     let bare = UploadsQuery { delimiter: None, after_key: None, after_upload: None, ..uploads_query() };
     samples.record([uploads_query(), bare]);
     samples.record([due_query(), DueQuery { after: None, ..due_query() }]);
-    samples.record([buckets_query(), BucketsQuery { after: None, ..buckets_query() }]);
+    samples.record([
+        buckets_query(),
+        BucketsQuery { after: None, ..buckets_query() },
+        BucketsQuery { account: Some("a".into()), ..buckets_query() },
+    ]);
     samples.choice(queries());
     let group_query = GroupQuery { group: GroupId(1), query: Query::List(list_query()) };
     samples.record([group_query.clone(), GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None) }]);

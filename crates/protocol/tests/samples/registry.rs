@@ -78,7 +78,7 @@ fn bare_map() -> ClusterMap {
 pub fn access_key() -> AccessKeyRow {
     AccessKeyRow {
         id: "PLEXAMPLE".into(),
-        wrapped_secret: Bytes::from_static(b"\xff\xfe wrapped"),
+        wrapped_secret: Bytes::from_static(b"\xff\xfe wrapped").into(),
         account: "root".into(),
         created: TIME,
         description: Some("backup".into()),

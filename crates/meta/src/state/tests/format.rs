@@ -178,7 +178,7 @@ fn full_registry_shard() -> ShardRecord {
 fn full_access_key() -> AccessKeyRow {
     AccessKeyRow {
         id: "AK".into(),
-        wrapped_secret: Bytes::from_static(b"w"),
+        wrapped_secret: Bytes::from_static(b"w").into(),
         account: "root".into(),
         created: HybridTime(5),
         description: Some("d".into()),
@@ -239,6 +239,7 @@ fn registry_rows_are_those_of_the_golden_file() {
             ("bucket-name", rows::encode(&BucketName { name: "photos".into() })),
             ("access-key", rows::encode(&full_access_key())),
             ("join-token", rows::encode(&token)),
+            ("buckets-by-account", rows::encode(&BucketsByAccount { through: Some("photos".into()), complete: true })),
         ],
     );
 }

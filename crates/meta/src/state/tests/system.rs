@@ -1,7 +1,8 @@
 //! The system group: registry, placement, voters, buckets, keys, tokens.
 
 use super::*;
-use crate::state::placement;
+use crate::state::store::Batch;
+use crate::state::{keys, placement};
 use plinth_protocol::map::*;
 
 fn node(id: u64, name: &str) -> NodeRecord {
@@ -54,7 +55,7 @@ fn founding() -> Founding {
 fn access_key(id: &str) -> AccessKeyRow {
     AccessKeyRow {
         id: id.into(),
-        wrapped_secret: Bytes::from_static(b"wrapped"),
+        wrapped_secret: Bytes::from_static(b"wrapped").into(),
         account: "root".into(),
         created: HybridTime(0),
         description: None,
@@ -304,7 +305,7 @@ fn buckets_are_paged_by_name() {
         system.run(create(id as u64 + 1, name, "me"));
     }
     let page = |prefix: &str, after: Option<&str>, limit| {
-        let query = BucketsQuery { prefix: prefix.into(), after: after.map(str::to_owned), limit };
+        let query = BucketsQuery { prefix: prefix.into(), after: after.map(str::to_owned), limit, account: None };
         match system.query(Query::Buckets(query)) {
             Reply::Buckets(page) => (page.buckets.into_iter().map(|row| row.name).collect::<Vec<_>>(), page.more),
             other => panic!("{other:?}"),
@@ -314,6 +315,71 @@ fn buckets_are_paged_by_name() {
     assert_eq!(page("b", None, 2), (vec!["b".into(), "b-one".into()], true));
     assert_eq!(page("b", Some("b-one"), 2), (vec!["b-two".into()], false));
     assert_eq!(page("", Some("b"), 1), (vec!["b-one".into()], true));
+}
+
+#[test]
+fn an_accounts_buckets_are_listed_without_those_of_others() {
+    let mut system = system();
+    for (id, (name, owner)) in
+        [("b1", "me"), ("b2", "you"), ("a", "me"), ("b3", "me"), ("b4", "me2"), ("c", "you")].into_iter().enumerate()
+    {
+        system.run(create(id as u64 + 1, name, owner));
+    }
+    let page = |system: &Replica<MemoryStore>, account: &str, prefix: &str, after: Option<&str>, limit| {
+        let (prefix, after) = (prefix.into(), after.map(str::to_owned));
+        let query = BucketsQuery { prefix, after, limit, account: Some(account.into()) };
+        match system.query(Query::Buckets(query)) {
+            Reply::Buckets(page) => (page.buckets.into_iter().map(|row| row.name).collect::<Vec<_>>(), page.more),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(page(&system, "me", "", None, 10), (vec!["a".into(), "b1".into(), "b3".into()], false));
+    assert_eq!(page(&system, "me", "b", None, 1), (vec!["b1".into()], true));
+    assert_eq!(page(&system, "me", "b", Some("b1"), 1), (vec!["b3".into()], false));
+    assert_eq!(page(&system, "you", "", None, 10), (vec!["b2".into(), "c".into()], false));
+    assert_eq!(page(&system, "m", "", None, 10), (vec![], false));
+    system.run(Command::BeginDeleteBucket(BucketId(1)));
+    system.run(Command::RemoveBucket(BucketId(1)));
+    assert_eq!(page(&system, "me", "", None, 10), (vec!["a".into(), "b3".into()], false));
+}
+
+#[test]
+fn a_database_of_an_older_version_gets_its_list_of_buckets_by_account() {
+    let mut system = system();
+    let names: Vec<String> = (0..1_200).map(|number| format!("bucket-{number:04}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        system.run(create(number as u64 + 1, name, if number % 3 == 0 { "me" } else { "you" }));
+    }
+    // As that version left it.
+    let mut batch = Batch::new();
+    for (number, name) in names.iter().enumerate() {
+        batch.delete(Family::Registry, keys::bucket_of_account(if number % 3 == 0 { "me" } else { "you" }, name));
+    }
+    batch.delete(Family::Registry, keys::buckets_by_account());
+    system.machine.store().write(&batch).unwrap();
+    let mine = |system: &Replica<MemoryStore>| {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let query = BucketsQuery { prefix: String::new(), after, limit: 100, account: Some("me".into()) };
+            let Reply::Buckets(page) = system.query(Query::Buckets(query)) else { panic!() };
+            after = page.buckets.last().map(|row| row.name.clone());
+            found.extend(page.buckets.into_iter().filter(|row| row.owner == "me").map(|row| row.name));
+            if !page.more {
+                return found;
+            }
+        }
+    };
+    let mut want: Vec<String> = names.iter().step_by(3).cloned().collect();
+    for number in 0..4 {
+        assert_eq!(mine(&system), want, "after {number} further buckets");
+        let name = format!("a-{number}");
+        system.run(create(2_000 + number, &name, "me"));
+        want.insert(number as usize, name);
+    }
+    // By now nobody else's are among them.
+    let query = BucketsQuery { prefix: String::new(), after: None, limit: 1000, account: Some("me".into()) };
+    let Reply::Buckets(page) = system.query(Query::Buckets(query)) else { panic!() };
+    assert_eq!(page.buckets.into_iter().map(|row| row.name).collect::<Vec<_>>(), want);
 }
 
 #[test]
