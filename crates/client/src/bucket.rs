@@ -124,10 +124,14 @@ impl Client {
     }
 
     /// Deletes an empty bucket from every shard and group 0. The outcome is `Done`, or the refusal
-    /// `NoSuchBucket` or `BucketNotEmpty`.
-    pub async fn delete_bucket(&self, name: &str) -> Result<Outcome, Failure> {
+    /// `NoSuchBucket`, also where another bucket has the name by now, or `BucketNotEmpty`.
+    pub async fn delete_bucket(&self, name: &str, bucket: BucketId) -> Result<Outcome, Failure> {
         let deadline = Instant::now() + BUCKET_TIMEOUT;
-        let Some(row) = self.bucket_row(name, deadline).await? else { return Ok(no_such_bucket(name)) };
+        let row = self.bucket_row(name, deadline).await?.filter(|row| row.bucket == bucket);
+        let Some(row) = row else {
+            self.inner.buckets.forget(name);
+            return Ok(no_such_bucket(name));
+        };
         match row.state {
             BucketState::Opening => return Ok(no_such_bucket(name)),
             BucketState::Closing => {}

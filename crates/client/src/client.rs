@@ -7,6 +7,7 @@ use crate::config::{ClientConfig, META_CALLS_MAX, REBUILD_BYTES_MAX};
 use crate::counters::{CounterSnapshot, Counters};
 use crate::health::{ExtraShare, Percentile95, Uptime};
 use crate::memory::{Budget, Pool};
+use crate::readers::Readers;
 use crate::writer_id::WriterSlot;
 use plinth_protocol::map::ClusterMap;
 use plinth_protocol::stripe::Code;
@@ -50,6 +51,7 @@ pub(crate) struct Inner {
     pub(crate) writer: WriterSlot,
     pub(crate) write_budget: Budget,
     pub(crate) read_budget: Budget,
+    pub(crate) readers: Readers,
     /// Inputs of ranges that are being rebuilt, beside what their readers hold.
     pub(crate) rebuild_budget: Budget,
     pub(crate) pool: Arc<Pool>,
@@ -133,6 +135,7 @@ impl Inner {
             writer: WriterSlot::default(),
             write_budget: Budget::new(config.write_bytes_max),
             read_budget: Budget::new(config.read_bytes_max),
+            readers: Readers::default(),
             rebuild_budget: Budget::new(REBUILD_BYTES_MAX),
             pool: Pool::new(config.pool_bytes_max),
             read_latency: Percentile95::new(READ_LATENCY_FIRST),

@@ -25,6 +25,14 @@ pub const SPLIT_BYTES_MIN: u64 = 256 << 10;
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Most bytes that one reader has asked for ahead of its caller.
 pub const READ_AHEAD_BYTES_MAX: usize = 4 << 20;
+/// What a reader asks for at a time where the memory of all readers is taken: it goes on at once, beyond the budget.
+pub const READ_LEAN_BYTES_MAX: usize = 128 << 10;
+/// A reader holds at most this part of what is free, so that whoever comes later finds some.
+pub const READ_SHARE_OF_FREE: usize = 8;
+/// Bytes of an object that wait, outside the budget of stripes, until so many have come that a stripe is opened.
+pub const STAGED_BYTES_MAX: usize = 64 << 10;
+/// Most stripes of one object that are closed before they are full because its sender stalled.
+pub const SHORT_STRIPES_MAX: usize = 256;
 /// Most calls to metadata groups at a time; further ones wait.
 pub const META_CALLS_MAX: usize = 4096;
 /// How long a writer id is used before the next one is taken.

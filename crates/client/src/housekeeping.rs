@@ -271,8 +271,12 @@ impl Client {
 
     /// Goes on with buckets that have stood half-way for [`HALFWAY_FOR`] as seen from here.
     async fn resume_buckets(&self, cursors: &mut Cursors) -> Result<(), Failure> {
-        let mut query =
-            BucketsQuery { prefix: String::new(), after: None, limit: plinth_protocol::meta::LIST_ENTRIES_MAX };
+        let mut query = BucketsQuery {
+            prefix: String::new(),
+            after: None,
+            limit: plinth_protocol::meta::LIST_ENTRIES_MAX,
+            account: None,
+        };
         let mut halfway = HashMap::new();
         for _ in 0..BUCKET_PAGES_MAX {
             let page = self.buckets(query.clone()).await?;

@@ -89,12 +89,13 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    /// Cuts the piece behind its first frame; it has more than one.
-    pub(crate) fn split_first_frame(&self) -> (Piece, Piece) {
-        assert!(self.count > 1);
-        let head = Piece { count: 1, wanted: self.wanted.start..FRAME_PAYLOAD_BYTES, ..*self };
-        let wanted = 0..self.wanted.end - FRAME_PAYLOAD_BYTES;
-        (head, Piece { first: self.first + 1, count: self.count - 1, wanted, ..*self })
+    /// Cuts the piece behind its first `frames`; it has more of them.
+    pub(crate) fn split(&self, frames: usize) -> (Piece, Piece) {
+        assert!(frames > 0 && self.count > frames);
+        let bytes = frames * FRAME_PAYLOAD_BYTES;
+        let head = Piece { count: frames, wanted: self.wanted.start..bytes, ..*self };
+        let wanted = 0..self.wanted.end - bytes;
+        (head, Piece { first: self.first + frames, count: self.count - frames, wanted, ..*self })
     }
 }
 

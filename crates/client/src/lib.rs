@@ -27,6 +27,7 @@ mod layout;
 mod list;
 mod memory;
 mod read;
+mod readers;
 mod route;
 mod send;
 mod write;
@@ -35,7 +36,8 @@ mod writer_id;
 pub use client::Client;
 pub use config::{
     CHUNK_BYTES_MAX, ClientConfig, Clock, META_CALLS_MAX, POOL_BYTES_MAX, READ_AHEAD_BYTES_MAX, READ_BYTES_MAX,
-    REBUILD_BYTES_MAX, SPLIT_BYTES_MIN, STRIPES_IN_FLIGHT_MAX, WRITE_BYTES_MAX, WRITER_ROTATION,
+    READ_LEAN_BYTES_MAX, REBUILD_BYTES_MAX, SHORT_STRIPES_MAX, SPLIT_BYTES_MIN, STAGED_BYTES_MAX,
+    STRIPES_IN_FLIGHT_MAX, WRITE_BYTES_MAX, WRITER_ROTATION,
 };
 pub use counters::{CALL_TIME_BOUNDS_US, CallTimes, CounterSnapshot};
 pub use housekeeping::Housekeeping;

@@ -19,6 +19,8 @@ const UNIT_BYTES: usize = 4096;
 pub(crate) struct Budget {
     semaphore: Arc<Semaphore>,
     units: usize,
+    /// How many wait for bytes.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// Bytes held; given back when dropped.
@@ -29,7 +31,7 @@ pub(crate) struct Held {
 impl Budget {
     pub(crate) fn new(bytes: usize) -> Self {
         let units = (bytes / UNIT_BYTES).clamp(1, u32::MAX as usize);
-        Budget { semaphore: Arc::new(Semaphore::new(units)), units }
+        Budget { semaphore: Arc::new(Semaphore::new(units)), units, waiting: Arc::default() }
     }
 
     /// Returns the permits for `bytes`. What exceeds the whole budget can still go alone.
@@ -39,19 +41,52 @@ impl Budget {
 
     /// Waits until `bytes` are free and takes them; first come, first served.
     pub(crate) async fn acquire(&self, bytes: usize) -> Held {
+        if let Some(held) = self.try_acquire(bytes) {
+            return held;
+        }
+        let _waits = Waits::begin(&self.waiting);
         let permit = self.semaphore.clone().acquire_many_owned(self.permits(bytes)).await;
         Held { _permit: permit.expect("budgets are never closed") }
     }
 
-    /// Takes `bytes` where they are free at once.
+    /// Takes `bytes` where they are free at once and nobody waits for them.
     pub(crate) fn try_acquire(&self, bytes: usize) -> Option<Held> {
+        if self.is_wanted() {
+            return None;
+        }
         let permit = self.semaphore.clone().try_acquire_many_owned(self.permits(bytes)).ok()?;
         Some(Held { _permit: permit })
+    }
+
+    /// Returns whether anybody waits for bytes.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
+    /// Returns the bytes that nobody holds.
+    pub(crate) fn free_bytes(&self) -> usize {
+        self.semaphore.available_permits() * UNIT_BYTES
     }
 
     /// Returns the bytes that are held now.
     pub(crate) fn held_bytes(&self) -> u64 {
         ((self.units - self.semaphore.available_permits()) * UNIT_BYTES) as u64
+    }
+}
+
+/// Counts one that waits, until dropped.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Relaxed);
+        Waits(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

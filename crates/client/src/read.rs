@@ -1,7 +1,7 @@
 //! Reading an object: pieces of its stripes, fetched ahead, handed out in order.
 
 use crate::client::{Client, unexpected};
-use crate::config::{CHUNK_BYTES_MAX, READ_AHEAD_BYTES_MAX};
+use crate::config::{CHUNK_BYTES_MAX, READ_AHEAD_BYTES_MAX, READ_LEAN_BYTES_MAX, READ_SHARE_OF_FREE};
 use crate::fetch::Rows;
 use crate::layout::{Piece, pieces};
 use crate::memory::{Held, with_held};
@@ -16,17 +16,13 @@ use plinth_protocol::{BucketId, Failure, FailureKind, UploadId};
 use plinth_transport::BoxFuture;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the question for a page of part rows may take.
 const PARTS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a reader waits for memory while it has nothing under way. Then it goes on frame by frame
-/// beyond the budget: those that hold the budget may be waiting for this very reader, as copies do,
-/// or for clients that hardly read.
-const MEMORY_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Bytes of part rows that one page should stay below.
 const PARTS_PAGE_BYTES: u64 = 256 << 10;
 /// Estimated bytes of a part row without its stripes.
@@ -38,38 +34,73 @@ impl Client {
     /// Reads a range of an object, given as a query for it with `body` answered. A range beyond the
     /// object, or a view without body, makes the reader fail at its first bytes with `Invalid`.
     pub fn open(&self, bucket: BucketId, key: &str, view: &ObjectView, range: Range<u64>) -> ObjectReader {
-        let mut reader = ObjectReader {
+        let mut window = Window {
             client: self.clone(),
             sources: VecDeque::new(),
             parts: None,
             pieces: VecDeque::new(),
             fetches: FuturesOrdered::new(),
+            fetching: VecDeque::new(),
             fetching_bytes: 0,
             paging: None,
-            waiting: None,
+            current: None,
             ready: VecDeque::new(),
             failure: None,
+            asked: Instant::now(),
+            is_awaited: false,
         };
-        let Some(body) = view.body.as_ref().filter(|_| range.start <= range.end && range.end <= view.row.size_bytes)
-        else {
-            reader.failure = Some(Failure::new(FailureKind::Invalid, "no such range, or no body to read"));
-            return reader;
-        };
-        match (&body.body, view.row.upload) {
-            (Body::Parts(spans), Some(upload)) => {
-                reader.parts = Parts::over(bucket, key, upload, spans, range);
+        let body = view.body.as_ref().filter(|_| range.start <= range.end && range.end <= view.row.size_bytes);
+        match (body.map(|body| &body.body), view.row.upload) {
+            (None, _) => {
+                window.failure = Some(Failure::new(FailureKind::Invalid, "no such range, or no body to read"));
             }
-            (Body::Parts(_), None) => {
-                reader.failure = Some(Failure::new(FailureKind::Corrupt, "parts without an upload"));
+            (Some(Body::Parts(spans)), Some(upload)) => {
+                window.parts = Parts::over(bucket, key, upload, spans, range);
             }
-            (whole, _) => reader.push_body(whole, range),
+            (Some(Body::Parts(_)), None) => {
+                window.failure = Some(Failure::new(FailureKind::Corrupt, "parts without an upload"));
+            }
+            (Some(whole), _) => window.push_body(whole, range),
         }
-        reader
+        let window = Arc::new(Mutex::new(window));
+        let number = self.inner.readers.enter(&window);
+        ObjectReader { client: self.clone(), window, number }
     }
 }
 
 /// Yields an object's bytes in order, each verified.
 pub struct ObjectReader {
+    client: Client,
+    /// Shared with [`Readers`](crate::readers::Readers) alone, which empties it where its caller stalls.
+    window: Arc<Mutex<Window>>,
+    number: u64,
+}
+
+impl ObjectReader {
+    /// Returns the next bytes; nothing at the end. An error ends the body: bytes that were handed
+    /// out before it are right, those that follow are lost.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`ObjectReader::next`], for callers that poll.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let polled = window.poll_next(cx);
+        window.asked = Instant::now();
+        window.is_awaited = polled.is_pending();
+        polled
+    }
+}
+
+impl Drop for ObjectReader {
+    fn drop(&mut self) {
+        self.client.inner.readers.leave(self.number);
+    }
+}
+
+/// What a reader has under way and ready.
+pub(crate) struct Window {
     client: Client,
     /// What follows, not yet cut into pieces.
     sources: VecDeque<Source>,
@@ -78,12 +109,18 @@ pub struct ObjectReader {
     pieces: VecDeque<(Arc<StripeRef>, Piece)>,
     /// Pieces that are being fetched; they answer in order.
     fetches: FuturesOrdered<BoxFuture<'static, Result<Chunk, Failure>>>,
+    /// What `fetches` are, in the same order.
+    fetching: VecDeque<(Arc<StripeRef>, Piece)>,
     fetching_bytes: usize,
     paging: Option<BoxFuture<'static, Result<PartsPage, Failure>>>,
-    /// Waits for memory for the next piece, when nothing else is under way.
-    waiting: Option<BoxFuture<'static, Option<Held>>>,
+    /// The piece whose frames are in `ready`.
+    current: Option<(Arc<StripeRef>, Piece)>,
     ready: VecDeque<Bytes>,
     failure: Option<Failure>,
+    /// When the caller last asked.
+    asked: Instant,
+    /// Whether the caller waits for what it asked.
+    is_awaited: bool,
 }
 
 /// Where some of the bytes are.
@@ -100,15 +137,28 @@ struct Chunk {
     wanted: Range<usize>,
 }
 
-impl ObjectReader {
-    /// Returns the next bytes; nothing at the end. An error ends the body: bytes that were handed
-    /// out before it are right, those that follow are lost.
-    pub async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
-        std::future::poll_fn(|cx| self.poll_next(cx)).await
+impl Window {
+    /// Returns whether bytes are here, or on their way, that the caller has not asked for since a while.
+    pub(crate) fn is_stalled(&self, now: Instant, after: Duration) -> bool {
+        !self.is_awaited && now >= self.asked + after && (self.fetching_bytes > 0 || !self.ready.is_empty())
     }
 
-    /// As [`ObjectReader::next`], for callers that poll.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+    /// Gives back what has been fetched and not handed out; it is fetched again when the caller asks.
+    pub(crate) fn give_back(&mut self) {
+        self.fetches = FuturesOrdered::new();
+        self.fetching_bytes = 0;
+        while let Some(piece) = self.fetching.pop_back() {
+            self.pieces.push_front(piece);
+        }
+        // Bytes that came with a row take no memory that is shared.
+        let Some((stripe, piece)) = self.current.take().filter(|_| !self.ready.is_empty()) else { return };
+        let handed_out = piece.count - self.ready.len();
+        let rest = if handed_out > 0 { piece.split(handed_out).1 } else { piece };
+        self.pieces.push_front((stripe, rest));
+        self.ready.clear();
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         loop {
             if let Some(bytes) = self.ready.pop_front() {
                 self.client.inner.counters.bytes_read.add(bytes.len() as u64);
@@ -136,28 +186,28 @@ impl ObjectReader {
     /// Gives up what is under way and what would follow.
     fn abandon(&mut self) {
         self.fetches = FuturesOrdered::new();
+        self.fetching.clear();
+        self.fetching_bytes = 0;
         self.sources.clear();
         self.pieces.clear();
         self.ready.clear();
-        (self.parts, self.paging, self.waiting) = (None, None, None);
+        (self.parts, self.paging, self.current) = (None, None, None);
     }
 
-    /// Nothing is being fetched: gets the next page of part rows, or memory for the next piece.
+    /// Nothing is being fetched: gets the next page of part rows, or a little of the next piece.
     /// Ready with `false` at the end of the range.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if let Some((_, piece)) = self.pieces.front() {
-            let bytes = piece.count * FRAME_BYTES;
-            let budget = self.client.inner.read_budget.clone();
-            let acquire = async move { tokio::time::timeout(MEMORY_WAIT_MAX, budget.acquire(bytes)).await.ok() };
-            let held = ready!(self.waiting.get_or_insert_with(|| Box::pin(acquire)).as_mut().poll(cx));
-            self.waiting = None;
-            if held.is_none() {
-                self.split_first_frame();
-            }
+        if !self.pieces.is_empty() {
+            // Memory is scarce. Waiting for it would mean waiting for readers that may wait for this very one, as
+            // copies do, or for clients that hardly read.
+            self.client.inner.readers.reclaim(Instant::now());
+            self.split_front(READ_LEAN_BYTES_MAX / FRAME_BYTES);
+            let held = self.client.inner.read_budget.try_acquire(self.front_bytes());
             self.fetch_next(held);
             return Poll::Ready(true);
         }
         if let Some(Source::Inline(bytes)) = self.sources.pop_front_if(|source| matches!(source, Source::Inline(_))) {
+            self.current = None;
             self.ready.push_back(bytes);
             return Poll::Ready(true);
         }
@@ -173,18 +223,33 @@ impl ObjectReader {
 
     /// Starts fetching pieces while there is room in the window and memory for more.
     fn fetch_ahead(&mut self) {
-        while self.fetching_bytes < READ_AHEAD_BYTES_MAX && self.cut_sources() {
-            let bytes = self.pieces.front().expect("just cut").1.count * FRAME_BYTES;
-            let Some(held) = self.client.inner.read_budget.try_acquire(bytes) else { return };
+        while self.cut_sources() {
+            let budget = &self.client.inner.read_budget;
+            let share = (budget.free_bytes() / READ_SHARE_OF_FREE).min(READ_AHEAD_BYTES_MAX);
+            if self.front_bytes() > share {
+                // Scarce: no more than the share, and that only after what is under way.
+                if self.fetching_bytes > 0 || share <= READ_LEAN_BYTES_MAX {
+                    return;
+                }
+                self.split_front(share / FRAME_BYTES);
+            } else if self.fetching_bytes >= share {
+                return;
+            }
+            let Some(held) = self.client.inner.read_budget.try_acquire(self.front_bytes()) else { return };
             self.fetch_next(Some(held));
         }
     }
 
-    /// Cuts the first frame off the next piece.
-    fn split_first_frame(&mut self) {
-        let (stripe, piece) = self.pieces.front_mut().expect("the caller saw it");
-        if piece.count > 1 {
-            let (head, rest) = piece.split_first_frame();
+    /// Returns the bytes of the next piece, which is there.
+    fn front_bytes(&self) -> usize {
+        self.pieces.front().map_or(0, |(_, piece)| piece.count * FRAME_BYTES)
+    }
+
+    /// Cuts the next piece behind its first `frames`, where it has more.
+    fn split_front(&mut self, frames: usize) {
+        let Some((stripe, piece)) = self.pieces.front_mut() else { return };
+        if piece.count > frames {
+            let (head, rest) = piece.split(frames);
             let stripe = stripe.clone();
             *piece = rest;
             self.pieces.push_front((stripe, head));
@@ -210,6 +275,7 @@ impl ObjectReader {
         let (stripe, piece) = self.pieces.pop_front().expect("the caller saw it");
         let client = self.client.clone();
         self.fetching_bytes += piece.wanted.len();
+        self.fetching.push_back((stripe.clone(), piece.clone()));
         self.fetches.push_back(Box::pin(async move {
             let rows = Rows { stripe: &stripe, index: piece.index, first: piece.first, count: piece.count };
             let frames = client.fetch(rows).await?;
@@ -220,6 +286,7 @@ impl ObjectReader {
     /// Cuts the payload out of a run of frames: a slice of each, no copy.
     fn cut(&mut self, chunk: Chunk) {
         self.fetching_bytes -= chunk.wanted.len();
+        self.current = self.fetching.pop_front();
         let (mut at, end) = (chunk.wanted.start, chunk.wanted.end);
         while at < end {
             let (frame, in_frame) = (at / FRAME_PAYLOAD_BYTES, at % FRAME_PAYLOAD_BYTES);

@@ -1,7 +1,7 @@
 //! Writing an object: inline while it is tiny, else stripe by stripe.
 
 use crate::client::Client;
-use crate::config::STRIPES_IN_FLIGHT_MAX;
+use crate::config::{SHORT_STRIPES_MAX, STAGED_BYTES_MAX, STRIPES_IN_FLIGHT_MAX};
 use crate::filling::Filling;
 use crate::layout::StripeShape;
 use crate::memory::{Held, Pool};
@@ -20,8 +20,9 @@ impl Client {
             client: self.clone(),
             owner: Owner { ordinal: 0, offset: 0, ..owner },
             size_hint,
-            head: Vec::new(),
+            staged: Vec::new(),
             open: None,
+            short_stripes: 0,
             done: Vec::new(),
             in_flight: VecDeque::new(),
         }
@@ -35,10 +36,13 @@ pub struct ObjectWriter {
     /// Whose bytes the next stripe holds; its offset is where that stripe starts.
     owner: Owner,
     size_hint: Option<u64>,
-    /// The object's first bytes, while all of them may yet go into the row.
-    head: Vec<u8>,
+    /// Bytes that have come since the last stripe, while they are too few to open one for: all of them may yet go into
+    /// the row, or their sender may be slow.
+    staged: Vec<u8>,
     /// The stripe that is being filled, and its memory.
     open: Option<(Filling, Held)>,
+    /// Stripes that were closed early.
+    short_stripes: usize,
     done: Vec<StripeRef>,
     in_flight: VecDeque<InFlight>,
 }
@@ -67,28 +71,48 @@ impl InFlight {
 impl ObjectWriter {
     /// Takes the next bytes; waits while the client's memory for writing is taken or too many of
     /// the object's stripes are on their way. After an error the object can only be dropped.
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        if self.open.is_none() && self.owner.ordinal == 0 {
-            if self.head.len() + bytes.len() <= INLINE_BYTES_MAX {
-                self.head.extend_from_slice(bytes);
+    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+        while !bytes.is_empty() {
+            if self.open.is_none() && self.staged.len() + bytes.len() < STAGED_BYTES_MAX {
+                self.staged.extend_from_slice(bytes);
                 return Ok(());
             }
-            let head = std::mem::take(&mut self.head);
-            self.fill(&head).await?;
+            let staged = std::mem::take(&mut self.staged);
+            self.fill(&staged).await?;
+            bytes = self.fill_one(bytes).await?;
         }
-        self.fill(bytes).await
+        Ok(())
+    }
+
+    /// Takes note that the sender of the object is silent. Where others wait for memory, the open stripe is sent as it
+    /// is, so that its memory comes free. Fails with `Busy` where that has happened too often for one object.
+    pub async fn handle_stall(&mut self) -> Result<(), Failure> {
+        if self.open.is_none() || !self.client.inner.write_budget.is_wanted() {
+            return Ok(());
+        }
+        if self.short_stripes >= SHORT_STRIPES_MAX {
+            return Err(Failure::new(FailureKind::Busy, "others wait for the memory that a slow upload holds"));
+        }
+        self.short_stripes += 1;
+        self.dispatch().await
     }
 
     async fn fill(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
         while !bytes.is_empty() {
-            let filling = self.open_stripe().await?;
-            let taken = filling.take(bytes);
-            bytes = &bytes[taken..];
-            if filling.is_full() && !(bytes.is_empty() && self.is_all()) {
-                self.dispatch().await?;
-            }
+            bytes = self.fill_one(bytes).await?;
         }
         Ok(())
+    }
+
+    /// Fills the open stripe, or a new one; returns the bytes that it has no room for.
+    async fn fill_one<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Failure> {
+        let filling = self.open_stripe().await?;
+        let taken = filling.take(bytes);
+        let rest = &bytes[taken..];
+        if filling.is_full() && !(rest.is_empty() && self.is_all()) {
+            self.dispatch().await?;
+        }
+        Ok(rest)
     }
 
     /// Returns whether the object is complete if the hint is right: then its last stripe is sent by
@@ -143,9 +167,11 @@ impl ObjectWriter {
     /// Makes the rest durable; returns where the bytes are. Nothing refers to them until the caller
     /// commits a row with this body.
     pub async fn finish(mut self) -> Result<Body, Failure> {
-        if self.open.is_none() && self.owner.ordinal == 0 {
-            return Ok(Body::Inline(Bytes::from(std::mem::take(&mut self.head))));
+        let staged = std::mem::take(&mut self.staged);
+        if self.open.is_none() && self.owner.ordinal == 0 && staged.len() <= INLINE_BYTES_MAX {
+            return Ok(Body::Inline(Bytes::from(staged)));
         }
+        self.fill(&staged).await?;
         let last = match self.open.take() {
             Some((filling, held)) => {
                 let owner = self.next_owner(filling.payload());

@@ -334,16 +334,112 @@ async fn readers_that_hold_all_memory_do_not_stop_the_others() {
     put(&client, "key", &bytes).await.unwrap();
     let view = view(&client, "key").await.unwrap();
     let mut idle = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..300 {
         // Each takes its first bytes and then stops, as a client does that no longer reads.
         let mut reader = client.open(BUCKET, "key", &view, 0..6_000_000);
         let first = reader.next().await.unwrap().unwrap();
         idle.push((reader, first));
     }
     assert!(client.counters().read_bytes_held > 1 << 20);
-    assert!(get(&client, "key").await.unwrap() == bytes, "slowly, but it comes");
+    let started = Instant::now();
+    assert!(get(&client, "key").await.unwrap() == bytes);
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    // Those that stalled have given back what they had fetched ahead; what they were given they still hold.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(get(&client, "key").await.unwrap() == bytes);
+    let held = client.counters().read_bytes_held;
+    // They go on where they stopped.
+    for (reader, first) in &mut idle[..3] {
+        let mut whole = first.to_vec();
+        while let Some(piece) = reader.next().await {
+            whole.extend_from_slice(&piece.unwrap());
+        }
+        assert!(whole == bytes);
+    }
     drop(idle);
+    assert!(held <= 2 << 20);
     assert_eq!(client.counters().read_bytes_held, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_that_stall_give_back_what_they_fetched_ahead() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let mut config = cluster.config();
+    config.read_bytes_max = 4 << 20;
+    let client = cluster.client_with(config).await;
+    let bytes = noise(1, 6_000_000);
+    put(&client, "key", &bytes).await.unwrap();
+    let view = view(&client, "key").await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        let mut reader = client.open(BUCKET, "key", &view, 0..6_000_000);
+        // What a client is given and has read is gone from memory.
+        let first = reader.next().await.unwrap().unwrap().to_vec();
+        idle.push((reader, first));
+    }
+    let before = client.counters().read_bytes_held;
+    assert!(before > 3 << 20, "{before}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(get(&client, "key").await.unwrap() == bytes);
+    let after = client.counters().read_bytes_held;
+    assert!(after < before / 8, "{before} bytes before, {after} after");
+    for (reader, whole) in &mut idle {
+        while let Some(piece) = reader.next().await {
+            whole.extend_from_slice(&piece.unwrap());
+        }
+        assert!(*whole == bytes);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn uploads_that_stall_do_not_stop_the_others() {
+    let cluster = Cluster::new(Shape { nodes: 5, fragment_bytes_max: 16 << 16, ..Shape::default() });
+    let mut config = cluster.config();
+    config.write_bytes_max = 16 << 20;
+    let client = cluster.client_with(config).await;
+    let bytes = noise(1, 3_000_000);
+    // A hundred uploads that have sent their beginning; each would take 5 MiB of the 16.
+    let mut slow = Vec::new();
+    for number in 0..100 {
+        let client = client.clone();
+        let bytes = bytes.clone();
+        slow.push(tokio::spawn(async move {
+            let mut writer = client.write(owner(&format!("slow{number}")), Some(bytes.len() as u64));
+            writer.write(&bytes[..200_000]).await.unwrap();
+            for _ in 0..60 {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                writer.handle_stall().await.unwrap();
+            }
+            writer.write(&bytes[200_000..]).await.unwrap();
+            let body = writer.finish().await.unwrap();
+            publish(&client, &format!("slow{number}"), bytes.len(), body).await.unwrap();
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    for number in 0..5 {
+        let started = Instant::now();
+        put(&client, &format!("key{number}"), &bytes).await.unwrap();
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+    for (number, slow) in slow.into_iter().enumerate() {
+        slow.await.unwrap();
+        assert!(get(&client, &format!("slow{number}")).await.unwrap() == bytes);
+    }
+    assert_eq!(client.counters().write_bytes_held, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_upload_that_nobody_waits_for_fills_its_stripes() {
+    let cluster = Cluster::new(Shape { nodes: 5, ..Shape::default() });
+    let client = cluster.client().await;
+    let bytes = noise(1, 700_000);
+    let mut writer = client.write(owner("key"), Some(bytes.len() as u64));
+    for piece in bytes.chunks(70_000) {
+        writer.write(piece).await.unwrap();
+        writer.handle_stall().await.unwrap();
+    }
+    let body = writer.finish().await.unwrap();
+    assert_eq!(stripes(&body).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -129,10 +129,22 @@ async fn buckets_come_and_go_in_every_shard() {
     assert_eq!(client.bucket("name").await.unwrap().unwrap().bucket, row.bucket);
     assert_eq!(refused(client.create_bucket("name", "me", None).await.unwrap()), RefusalKind::BucketOwnedByYou);
     assert_eq!(refused(client.create_bucket("name", "you", None).await.unwrap()), RefusalKind::BucketExists);
-    assert_eq!(client.delete_bucket("name").await.unwrap(), Outcome::Done);
+    assert_eq!(client.delete_bucket("name", row.bucket).await.unwrap(), Outcome::Done);
     assert_eq!(cluster.meta.state.lock().unwrap().open.len(), 0);
     assert_eq!(client.bucket("name").await.unwrap(), None);
-    assert_eq!(refused(client.delete_bucket("name").await.unwrap()), RefusalKind::NoSuchBucket);
+    assert_eq!(refused(client.delete_bucket("name", row.bucket).await.unwrap()), RefusalKind::NoSuchBucket);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleting_a_bucket_leaves_one_alone_that_has_its_name_by_now() {
+    let cluster = Cluster::new(Shape::default());
+    let client = cluster.client().await;
+    let Outcome::Bucket(first) = client.create_bucket("name", "me", None).await.unwrap() else { panic!() };
+    // Authorised for the first one; meanwhile it goes, and another account takes the name.
+    assert_eq!(client.delete_bucket("name", first.bucket).await.unwrap(), Outcome::Done);
+    let Outcome::Bucket(second) = client.create_bucket("name", "you", None).await.unwrap() else { panic!() };
+    assert_eq!(refused(client.delete_bucket("name", first.bucket).await.unwrap()), RefusalKind::NoSuchBucket);
+    assert_eq!(client.bucket_now("name").await.unwrap().unwrap().bucket, second.bucket);
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,7 +158,7 @@ async fn a_bucket_with_objects_stays_open_in_every_shard() {
             plinth_protocol::object::ObjectBody { headers: no_headers(), body: Body::Inline(Default::default()) };
         state.objects.insert((row.bucket, "zebra".into()), (fakes_row(), body));
     }
-    assert_eq!(refused(client.delete_bucket("name").await.unwrap()), RefusalKind::BucketNotEmpty);
+    assert_eq!(refused(client.delete_bucket("name", row.bucket).await.unwrap()), RefusalKind::BucketNotEmpty);
     assert_eq!(cluster.meta.state.lock().unwrap().open.len(), 3);
     assert_eq!(client.bucket_now("name").await.unwrap().unwrap().state, BucketState::Active);
 }
@@ -205,7 +217,7 @@ async fn a_shard_that_refuses_a_bucket_ends_its_memory() {
         config
     });
     let other = other.await;
-    other.delete_bucket("name").await.unwrap();
+    other.delete_bucket("name", first.bucket).await.unwrap();
     other.create_bucket("name", "me", None).await.unwrap();
     assert_eq!(client.bucket("name").await.unwrap().unwrap().bucket, first.bucket, "remembered");
     let refused = client.query(plinth_protocol::GROUP_SYSTEM, Query::Bucket("gone".into()), soon()).await.unwrap();
