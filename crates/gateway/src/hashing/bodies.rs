@@ -4,6 +4,9 @@
 //! what stands across two pieces. A pass takes the bodies that have waited longest and hashes as many
 //! blocks of each as the one with the fewest has in one piece. Eight bodies cost hardly more than one, so
 //! a pass waits until the lanes are full or somebody needs a digest.
+//!
+//! Of a large body somebody soon needs room, not the digest. It waits a little for those that were about
+//! when the last passes ran: until they have as much waiting as it has, or its patience is over.
 
 use super::lanes::{self, BLOCK_BYTES, INITIAL, LANES, State};
 use bytes::{Buf as _, Bytes};
@@ -24,6 +27,10 @@ pub struct Bodies<T, A> {
     bodies: BTreeMap<BodyId, Body<T, A>>,
     /// Bodies with something to do, the one that has waited longest first.
     ripe: VecDeque<BodyId>,
+    /// How many bodies are crowded.
+    crowded: usize,
+    /// Counts the times that all that was due has been hashed.
+    round: u64,
 }
 
 struct Body<T, A> {
@@ -37,16 +44,21 @@ struct Body<T, A> {
     is_ripe: bool,
     /// Whether somebody waits for it to be hashed.
     is_due: bool,
+    /// Whether so much waits that its connection will find no room soon.
+    is_crowded: bool,
+    /// The round in which its last piece came.
+    round: u64,
 }
 
 impl<T, A> Bodies<T, A> {
     /// Starts without bodies.
     pub fn new() -> Self {
-        Bodies { bodies: BTreeMap::new(), ripe: VecDeque::new() }
+        Bodies { bodies: BTreeMap::new(), ripe: VecDeque::new(), crowded: 0, round: 0 }
     }
 
     /// Takes the next piece of a body; an unknown id begins one.
     pub fn handle_piece(&mut self, id: BodyId, piece: Bytes, travels_along: T) {
+        let round = self.round;
         let body = self.bodies.entry(id).or_insert_with(|| Body {
             state: INITIAL,
             length_bytes: 0,
@@ -56,7 +68,10 @@ impl<T, A> Bodies<T, A> {
             answer: None,
             is_ripe: false,
             is_due: false,
+            is_crowded: false,
+            round,
         });
+        body.round = round;
         body.length_bytes += piece.len() as u64;
         body.pieces.push_back((piece, travels_along));
         self.ripen(id);
@@ -73,7 +88,8 @@ impl<T, A> Bodies<T, A> {
 
     /// Forgets a body whose sender went away.
     pub fn handle_abandoned(&mut self, id: BodyId) {
-        self.bodies.remove(&id);
+        let body = self.bodies.remove(&id);
+        self.crowded -= usize::from(body.is_some_and(|body| body.is_crowded));
         self.ripe.retain(|ripe| *ripe != id);
     }
 
@@ -88,6 +104,38 @@ impl<T, A> Bodies<T, A> {
     pub fn handle_due(&mut self, id: BodyId) {
         if let Some(body) = self.bodies.get_mut(&id) {
             body.is_due = true;
+        }
+    }
+
+    /// Takes note that much of a body waits; an unknown id is passed over.
+    pub fn handle_crowded(&mut self, id: BodyId) {
+        if let Some(body) = self.bodies.get_mut(&id).filter(|body| body.is_ripe)
+            && !std::mem::replace(&mut body.is_crowded, true)
+        {
+            self.crowded += 1;
+            self.end_patience_with_company();
+        }
+    }
+
+    /// Returns whether crowded bodies wait for company: somebody should call [`Bodies::handle_patience_over`] soon.
+    pub fn has_crowded(&self) -> bool {
+        self.crowded > 0
+    }
+
+    /// Ends the waiting for company: what is crowded is hashed now.
+    pub fn handle_patience_over(&mut self) {
+        for body in self.bodies.values_mut().filter(|body| body.is_crowded) {
+            (body.is_crowded, body.is_due) = (false, true);
+        }
+        self.crowded = 0;
+    }
+
+    /// Waits no longer where every body that is about is crowded, or waited for anyway.
+    fn end_patience_with_company(&mut self) {
+        let is_expected = |body: &Body<T, A>| body.round + 1 >= self.round && body.answer.is_none();
+        let comes = |body: &Body<T, A>| is_expected(body) && !body.is_crowded && !body.is_due;
+        if !self.bodies.values().any(comes) {
+            self.handle_patience_over();
         }
     }
 
@@ -106,6 +154,7 @@ impl<T, A> Bodies<T, A> {
             let Some(id) = self.ripe.pop_front() else { break };
             let mut body = self.bodies.remove(&id).expect("ripe bodies are there");
             body.is_ripe = false;
+            self.crowded -= usize::from(std::mem::take(&mut body.is_crowded));
             if body.align() {
                 chosen.push((id, body));
             } else if let Some(answer) = body.answer.take() {
@@ -119,6 +168,9 @@ impl<T, A> Bodies<T, A> {
         for (id, body) in chosen {
             self.bodies.insert(id, body);
             self.ripen(id);
+        }
+        if !self.is_pass_due() {
+            self.round += 1;
         }
         done
     }
@@ -202,6 +254,8 @@ mod tests {
         End(u64),
         Abandon(u64),
         Due(u64),
+        Crowded(u64),
+        PatienceOver,
         Pass,
     }
 
@@ -211,7 +265,9 @@ mod tests {
             6 => (body.clone(), prop_oneof![0usize..200, 0usize..40_000]).prop_map(|(id, size)| Step::Piece(id, size)),
             2 => body.clone().prop_map(Step::End),
             1 => body.clone().prop_map(Step::Abandon),
-            1 => body.prop_map(Step::Due),
+            1 => body.clone().prop_map(Step::Due),
+            2 => body.prop_map(Step::Crowded),
+            1 => Just(Step::PatienceOver),
             3 => Just(Step::Pass),
         ];
         proptest::collection::vec(step, 1..80)
@@ -247,6 +303,10 @@ mod tests {
                     Step::Due(id) => if let Some(id) = names.get(&id) {
                         bodies.handle_due(*id);
                     }
+                    Step::Crowded(id) => if let Some(id) = names.get(&id) {
+                        bodies.handle_crowded(*id);
+                    }
+                    Step::PatienceOver => bodies.handle_patience_over(),
                     Step::Pass => found.extend(bodies.poll_pass()),
                 }
             }
@@ -256,6 +316,7 @@ mod tests {
             }
             prop_assert_eq!(found, ended);
             prop_assert!(bodies.ripe.is_empty(), "who is waited for gets its turn");
+            prop_assert_eq!(bodies.crowded, 0);
         }
     }
 
@@ -277,6 +338,54 @@ mod tests {
         assert!(!bodies.is_pass_due(), "nothing of it has come");
         bodies.handle_piece(5, vec![1; 64].into(), ());
         assert!(bodies.is_pass_due());
+    }
+
+    /// Sends `bytes` of each body, the one after the other, as few workers do; returns how many lanes each pass had.
+    fn lanes_of_rounds(bodies: &mut Bodies<(), ()>, ids: &[u64], rounds: usize) -> Vec<usize> {
+        let mut lanes = Vec::new();
+        for _ in 0..rounds {
+            for id in ids {
+                bodies.handle_piece(*id, vec![1; 64 << 10].into(), ());
+                bodies.handle_crowded(*id);
+                while bodies.is_pass_due() {
+                    lanes.push(bodies.ripe.len());
+                    bodies.poll_pass();
+                }
+            }
+        }
+        lanes
+    }
+
+    #[test]
+    fn large_bodies_wait_for_those_that_are_about() {
+        let mut bodies: Bodies<(), ()> = Bodies::new();
+        lanes_of_rounds(&mut bodies, &[1, 2, 3, 4], 2);
+        let lanes = lanes_of_rounds(&mut bodies, &[1, 2, 3, 4], 10);
+        let full = lanes.iter().filter(|&&lanes| lanes == 4).count();
+        assert!(full * 10 >= lanes.len() * 7, "{lanes:?}");
+    }
+
+    #[test]
+    fn a_body_whose_sender_is_silent_is_waited_for_no_longer() {
+        let mut bodies: Bodies<(), ()> = Bodies::new();
+        lanes_of_rounds(&mut bodies, &[1, 2], 3);
+        bodies.handle_patience_over();
+        while bodies.is_pass_due() {
+            bodies.poll_pass();
+        }
+        // The second one stalls: at first its company is hoped for, until patience is over.
+        bodies.handle_piece(1, vec![1; 6400].into(), ());
+        bodies.handle_crowded(1);
+        assert!(bodies.has_crowded() && !bodies.is_pass_due());
+        bodies.handle_patience_over();
+        for _ in 0..3 {
+            while bodies.is_pass_due() {
+                bodies.poll_pass();
+            }
+            bodies.handle_piece(1, vec![1; 6400].into(), ());
+            bodies.handle_crowded(1);
+        }
+        assert!(bodies.is_pass_due(), "nobody is expected any more");
     }
 
     #[test]

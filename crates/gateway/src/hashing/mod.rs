@@ -10,11 +10,15 @@ mod lanes;
 use bodies::{Bodies, BodyId};
 use bytes::Bytes;
 use md5::{Digest as _, Md5};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
 
+use crate::pieces::Pieces;
 pub use bodies::Digest;
 
 /// Smallest body that is worth the way to the thread and back.
@@ -25,6 +29,9 @@ const BATCH_BYTES_MIN: usize = 128 << 10;
 
 /// Bytes of a body that wait for the thread at most; its connection pauses then.
 const WAITING_BYTES_MAX: usize = 1 << 20;
+
+/// How long a crowded body waits for company. Its connection has half of its room left meanwhile, and its socket's buffers.
+const PATIENCE: Duration = Duration::from_millis(3);
 
 /// Threads at most; each takes as many bodies as there are lanes before the next one is used.
 const THREADS_MAX: usize = 4;
@@ -41,9 +48,10 @@ struct Thread {
 }
 
 enum Message {
-    Pieces(BodyId, Vec<Bytes>, OwnedSemaphorePermit),
+    Pieces(BodyId, VecDeque<Bytes>, OwnedSemaphorePermit),
     End(BodyId, oneshot::Sender<Digest>),
     Due(BodyId),
+    Crowded(BodyId),
     Abandoned(BodyId),
 }
 
@@ -59,7 +67,7 @@ pub enum Running {
 pub struct Together {
     id: BodyId,
     messages: Sender<Message>,
-    batch: Vec<Bytes>,
+    batch: Pieces,
     batch_bytes: usize,
     left_bytes: u64,
     room: Arc<Semaphore>,
@@ -91,7 +99,7 @@ impl Hasher {
         Running::Together(Box::new(Together {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             messages: thread.messages.clone(),
-            batch: Vec::new(),
+            batch: Pieces::default(),
             batch_bytes: 0,
             left_bytes: length,
             room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
@@ -143,24 +151,24 @@ impl Together {
         // A piece larger than all the room takes all of it.
         let permits = self.batch_bytes.min(WAITING_BYTES_MAX);
         if self.room.available_permits() < permits {
-            self.send(Message::Due(self.id));
+            self.send(Message::Crowded(self.id));
         }
         let room = Arc::clone(&self.room).acquire_many_owned(permits as u32).await.expect("never closed");
         self.left_bytes = self.left_bytes.saturating_sub(self.batch_bytes as u64);
         self.batch_bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
+        let batch = self.batch.take();
         self.send(Message::Pieces(self.id, batch, room));
         let free = self.room.available_permits();
         if free < WAITING_BYTES_MAX / 2 && free < usize::try_from(self.left_bytes).unwrap_or(usize::MAX) {
             // Its connection is to find room when it needs it.
-            self.send(Message::Due(self.id));
+            self.send(Message::Crowded(self.id));
         }
     }
 
     async fn finish_beside<R>(mut self, other: impl Future<Output = R>) -> (Digest, R) {
         let (answer, digest) = oneshot::channel();
         let last = async {
-            if !self.batch.is_empty() {
+            if self.batch_bytes > 0 {
                 self.hand_over().await;
             }
             self.send(Message::End(self.id, answer));
@@ -191,10 +199,21 @@ type Work = Bodies<Option<Arc<OwnedSemaphorePermit>>, oneshot::Sender<Digest>>;
 /// The thread's life: take what has come, and hash when it is worth it.
 fn work(inbox: &Receiver<Message>) {
     let mut bodies = Work::new();
+    let mut crowded_since: Option<Instant> = None;
     loop {
         if !bodies.is_pass_due() {
-            let Ok(message) = inbox.recv() else { return };
-            take(&mut bodies, message);
+            let message = match bodies.has_crowded() {
+                true => {
+                    let until = *crowded_since.get_or_insert_with(Instant::now) + PATIENCE;
+                    inbox.recv_timeout(until.saturating_duration_since(Instant::now()))
+                }
+                false => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(message) => take(&mut bodies, message),
+                Err(RecvTimeoutError::Timeout) => bodies.handle_patience_over(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
         }
         while let Ok(message) = inbox.try_recv() {
             take(&mut bodies, message);
@@ -202,6 +221,7 @@ fn work(inbox: &Receiver<Message>) {
         if !bodies.is_pass_due() {
             continue;
         }
+        crowded_since = None;
         for (answer, digest) in bodies.poll_pass() {
             // Whoever asked may have gone away meanwhile.
             let _ = answer.send(digest);
@@ -219,6 +239,7 @@ fn take(bodies: &mut Work, message: Message) {
         }
         Message::End(id, answer) => bodies.handle_end(id, answer, None),
         Message::Due(id) => bodies.handle_due(id),
+        Message::Crowded(id) => bodies.handle_crowded(id),
         Message::Abandoned(id) => bodies.handle_abandoned(id),
     }
 }
