@@ -7,15 +7,25 @@
 //! | trailer | `name:value CRLF` …           | the same, then `x-amz-trailer-signature:hex CRLF`   |
 //! | end     | `CRLF`                        | `CRLF`                                              |
 //!
+//! minio-go ends its trailers in LF alone and sets them off with an empty line (K6):
+//!
+//! | part    | unsigned                      | signed                                              |
+//! |---------|-------------------------------|-----------------------------------------------------|
+//! | trailer | `name:value LF` …, `CRLF`     | the same, then `x-amz-trailer-signature:hex CRLF`   |
+//! | end     | `CRLF`, or nothing            | `CRLF`                                              |
+//!
+//! Only trailers may end so; a value never holds a CR. HTTP's own framing says where the body ends, and nothing but one
+//! empty line is accepted behind the trailers, so that no byte is left for anybody to read as something else.
+//!
 //! A signed chunk is held back until its signature has matched (K7), as slices of what was
-//! received, never copied. Source: "Signature calculations: transferring payload in multiple
+//! received; only small pieces are copied, together. Source: "Signature calculations: transferring payload in multiple
 //! chunks" of the S3 API.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::{Buf, Bytes, BytesMut};
-use std::collections::VecDeque;
 
 use crate::error::{Code, S3Error, S3Result};
+use crate::pieces::Pieces;
 use crate::signature::ChunkSigner;
 
 /// Largest signed chunk: it waits in memory for its signature.
@@ -35,8 +45,20 @@ enum State {
     DataEnd,
     /// Behind the last chunk.
     Trailer,
+    /// Behind trailers in LF and the empty line that ends them, before the signature of signed ones.
+    TrailerSignature,
+    /// Everything has been read and verified; after trailers in LF one more empty line may follow.
+    LastLineEnd,
     /// Everything has been read and verified.
     Done,
+}
+
+/// How a line of the framing ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LineEnd {
+    CrLf,
+    /// LF alone, as trailers may.
+    Lf,
 }
 
 /// A decoder of one body.
@@ -48,12 +70,14 @@ pub struct Decoder {
     decoded_bytes: u64,
     decoded_left: u64,
     input: BytesMut,
-    held: Vec<Bytes>,
+    held: Pieces,
     held_bytes: u64,
-    ready: VecDeque<Bytes>,
+    ready: Pieces,
     trailers: Vec<(String, String)>,
     trailer_bytes: usize,
     trailer_text: Vec<u8>,
+    /// Whether a trailer ended in LF alone.
+    ends_in_lf: bool,
 }
 
 fn malformed(text: &'static str) -> S3Error {
@@ -72,12 +96,13 @@ impl Decoder {
             decoded_bytes,
             decoded_left: decoded_bytes,
             input: BytesMut::new(),
-            held: Vec::new(),
+            held: Pieces::default(),
             held_bytes: 0,
-            ready: VecDeque::new(),
+            ready: Pieces::default(),
             trailers: Vec::new(),
             trailer_bytes: 0,
             trailer_text: Vec::new(),
+            ends_in_lf: false,
         }
     }
 
@@ -91,9 +116,9 @@ impl Decoder {
             match &mut self.state {
                 State::Data { .. } => self.take_data(&mut bytes)?,
                 State::Done => return Err(malformed("The body goes on behind its last chunk.")),
-                State::Line | State::DataEnd | State::Trailer => {
-                    if let Some(line) = self.take_line(&mut bytes)? {
-                        self.handle_line(&line)?;
+                _ => {
+                    if let Some((line, end)) = self.take_line(&mut bytes)? {
+                        self.handle_line(&line, end)?;
                     }
                 }
             }
@@ -103,7 +128,7 @@ impl Decoder {
 
     /// Returns the next verified piece of the object.
     pub fn poll_piece(&mut self) -> Option<Bytes> {
-        self.ready.pop_front()
+        self.ready.pop()
     }
 
     /// Returns how many bytes wait for a signature.
@@ -117,7 +142,8 @@ impl Decoder {
     /// `IncompleteBody` where the last chunk has not come or the length differs,
     /// `MalformedTrailerError` where a declared trailer has not.
     pub fn finish(&mut self) -> S3Result<Vec<(String, String)>> {
-        if !matches!(self.state, State::Done) {
+        let is_whole = matches!(self.state, State::Done | State::LastLineEnd) && self.input.is_empty();
+        if !is_whole {
             return Err(Code::IncompleteBody.into());
         }
         if self.decoded_left != 0 {
@@ -133,14 +159,18 @@ impl Decoder {
         let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
         let piece = bytes.split_to(count);
         *left -= count as u64;
+        let (is_last, is_signed) = (*left == 0, hash.is_some());
         if let Some(hash) = hash {
             hash.update(&piece);
-            self.held_bytes += count as u64;
-            self.held.push(piece);
-        } else {
-            self.ready.push_back(piece);
         }
-        if *left == 0 {
+        match is_signed {
+            true => {
+                self.held_bytes += count as u64;
+                self.held.push(piece);
+            }
+            false => self.ready.push(piece),
+        }
+        if is_last {
             self.end_chunk()?;
             self.state = State::DataEnd;
         }
@@ -158,20 +188,25 @@ impl Decoder {
             self.held_bytes = 0;
             return Err(Code::SignatureDoesNotMatch.with("The signature of a chunk does not match its content."));
         }
-        self.ready.extend(self.held.drain(..));
+        self.ready.append(&mut self.held);
         self.held_bytes = 0;
         Ok(())
     }
 
-    /// Takes bytes up to a line end. Returns the line without it, or nothing where it is not whole.
-    fn take_line(&mut self, bytes: &mut Bytes) -> S3Result<Option<Vec<u8>>> {
-        let limit = if matches!(self.state, State::Trailer) { TRAILER_BYTES_MAX } else { CHUNK_LINE_BYTES_MAX };
+    /// Returns whether what comes next are trailers, or what follows them.
+    fn is_behind_chunks(&self) -> bool {
+        matches!(self.state, State::Trailer | State::TrailerSignature | State::LastLineEnd)
+    }
+
+    /// Takes bytes up to a line end. Returns the line and how it ended, or nothing where it is not whole.
+    fn take_line(&mut self, bytes: &mut Bytes) -> S3Result<Option<(Vec<u8>, LineEnd)>> {
+        let limit = if self.is_behind_chunks() { TRAILER_BYTES_MAX } else { CHUNK_LINE_BYTES_MAX };
         let end = bytes.iter().position(|&byte| byte == b'\n');
         let count = end.map_or(bytes.len(), |at| at + 1);
         if self.input.len() + count > limit + 2 {
-            return Err(match self.state {
-                State::Trailer => Code::MalformedTrailerError.into(),
-                _ => malformed("The line of a chunk is too long."),
+            return Err(match self.is_behind_chunks() {
+                true => Code::MalformedTrailerError.into(),
+                false => malformed("The line of a chunk is too long."),
             });
         }
         self.input.extend_from_slice(&bytes[..count]);
@@ -180,16 +215,19 @@ impl Decoder {
             return Ok(None);
         }
         let line = self.input.split();
-        match line.strip_suffix(b"\r\n") {
-            Some(line) => Ok(Some(line.to_vec())),
-            None => Err(match self.state {
-                State::Trailer => Code::MalformedTrailerError.into(),
-                _ => malformed("A line of the body's framing does not end in CRLF."),
-            }),
+        if let Some(line) = line.strip_suffix(b"\r\n") {
+            return Ok(Some((line.to_vec(), LineEnd::CrLf)));
+        }
+        match line.strip_suffix(b"\n") {
+            Some(line) if matches!(self.state, State::Trailer) && !line.is_empty() => {
+                Ok(Some((line.to_vec(), LineEnd::Lf)))
+            }
+            _ if self.is_behind_chunks() => Err(Code::MalformedTrailerError.into()),
+            _ => Err(malformed("A line of the body's framing does not end in CRLF.")),
         }
     }
 
-    fn handle_line(&mut self, line: &[u8]) -> S3Result<()> {
+    fn handle_line(&mut self, line: &[u8], end: LineEnd) -> S3Result<()> {
         match self.state {
             State::Line => self.handle_chunk_line(line),
             State::DataEnd if line.is_empty() => {
@@ -197,7 +235,14 @@ impl Decoder {
                 Ok(())
             }
             State::DataEnd => Err(malformed("A chunk is longer than its line says.")),
-            State::Trailer => self.handle_trailer_line(line),
+            State::Trailer if line.is_empty() && self.ends_in_lf => self.end_lf_trailers(),
+            State::Trailer | State::TrailerSignature if line.is_empty() => self.end_trailers(),
+            State::Trailer | State::TrailerSignature => self.handle_trailer_line(line, end),
+            State::LastLineEnd if line.is_empty() => {
+                self.state = State::Done;
+                Ok(())
+            }
+            State::LastLineEnd => Err(malformed("The body goes on behind its last chunk.")),
             State::Data { .. } | State::Done => unreachable!("these states take no lines"),
         }
     }
@@ -233,10 +278,10 @@ impl Decoder {
         Ok(())
     }
 
-    fn handle_trailer_line(&mut self, line: &[u8]) -> S3Result<()> {
+    fn handle_trailer_line(&mut self, line: &[u8], end: LineEnd) -> S3Result<()> {
         let bad = || S3Error::from(Code::MalformedTrailerError);
-        if line.is_empty() {
-            return self.end_trailers();
+        if line.contains(&b'\r') {
+            return Err(bad());
         }
         self.trailer_bytes += line.len();
         if self.trailer_bytes > TRAILER_BYTES_MAX {
@@ -250,9 +295,13 @@ impl Decoder {
             return Err(bad());
         }
         if name == TRAILER_SIGNATURE {
-            if self.signer.is_none() {
+            // It has a line of its own kind: behind trailers in LF it comes after the empty line.
+            let is_its_place = matches!(self.state, State::TrailerSignature) == self.ends_in_lf;
+            if self.signer.is_none() || !is_its_place || end != LineEnd::CrLf {
                 return Err(bad());
             }
+        } else if matches!(self.state, State::TrailerSignature) {
+            return Err(bad());
         } else {
             let known = self.declared.contains(&name) && !self.trailers.iter().any(|(seen, _)| *seen == name);
             if !known {
@@ -260,7 +309,19 @@ impl Decoder {
             }
             self.trailer_text.extend_from_slice(format!("{name}:{value}\n").as_bytes());
         }
+        self.ends_in_lf |= end == LineEnd::Lf;
         self.trailers.push((name, value));
+        Ok(())
+    }
+
+    /// Takes the empty line behind trailers in LF.
+    fn end_lf_trailers(&mut self) -> S3Result<()> {
+        if self.signer.is_some() {
+            self.state = State::TrailerSignature;
+            return Ok(());
+        }
+        self.end_trailers()?;
+        self.state = State::LastLineEnd;
         Ok(())
     }
 
@@ -336,6 +397,68 @@ mod tests {
         assert_eq!(code(b"+5\r\nhello\r\n0\r\n\r\n", &[], 5), Code::InvalidRequest);
         assert_eq!(code(&[b'1'; 2000], &[], 5), Code::InvalidRequest);
         assert_eq!(code(&[&b"0\r\n"[..], &[b'a'; 5000]].concat(), &[CRC], 0), Code::MalformedTrailerError);
+    }
+
+    #[test]
+    fn k6_trailers_may_end_in_lf() {
+        let want = [(CRC.to_owned(), "abc=".to_owned())];
+        // minio-go's spelling, and the same without the last line.
+        for end in ["\r\n\r\n", "\r\n"] {
+            let body = format!("5\r\nhello\r\n0\r\nx-amz-checksum-crc32:abc=\n{end}");
+            for step in 1..body.len() {
+                let (out, trailers) = decode(body.as_bytes(), &[CRC], 5, step).expect("well-formed");
+                assert_eq!((out.as_slice(), trailers.as_slice()), (&b"hello"[..], &want[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn k6_nothing_else_may_end_in_lf_or_follow() {
+        let code = |body: &str| {
+            let codes: Vec<_> = (1..=body.len())
+                .map(|step| decode(body.as_bytes(), &[CRC], 0, step).expect_err("refused").code())
+                .collect();
+            assert!(codes.iter().all(|code| *code == codes[0]), "in whatever pieces it comes");
+            codes[0]
+        };
+        const LF: &str = "0\r\nx-amz-checksum-crc32:a\n";
+        for (end, want) in [
+            // Behind the end, and behind the one line that may follow it.
+            ("\r\n\r\n\r\n", Code::InvalidRequest),
+            ("\r\nGET / HTTP/1.1\r\n", Code::InvalidRequest),
+            ("\r\n\r\nGET / HTTP/1.1\r\n", Code::InvalidRequest),
+            ("\r\nx-amz-checksum-sha1:b\r\n\r\n", Code::InvalidRequest),
+            // Half a line is not nothing.
+            ("\r\n\r", Code::IncompleteBody),
+            ("", Code::IncompleteBody),
+            ("\r", Code::IncompleteBody),
+            // The empty line ends in CRLF.
+            ("\n", Code::MalformedTrailerError),
+            ("\r\n\n", Code::MalformedTrailerError),
+            // An unsigned body has no signature of its trailers.
+            ("\r\nx-amz-trailer-signature:b\r\n\r\n", Code::InvalidRequest),
+        ] {
+            assert_eq!(code(&format!("{LF}{end}")), want, "{end:?}");
+        }
+        assert_eq!(code("0\nx-amz-checksum-crc32:a\r\n\r\n"), Code::InvalidRequest);
+        assert_eq!(code("0\r\nx-amz-checksum-crc32:a\rb\n\r\n"), Code::MalformedTrailerError);
+        assert_eq!(code("0\r\nx-amz-checksum-crc32:a\r\r\n\r\n"), Code::MalformedTrailerError);
+    }
+
+    #[test]
+    fn a_chunk_in_single_bytes_is_held_in_few_pieces() {
+        let size = 100_000u64;
+        let mut decoder = Decoder::new(Some(ChunkSigner::for_tests()), false, Vec::new(), size);
+        decoder.handle_bytes(format!("{size:x};chunk-signature=x\r\n").into()).expect("a line");
+        for at in 0..size - 1 {
+            decoder.handle_bytes(Bytes::from(vec![at as u8])).expect("a byte");
+        }
+        assert_eq!(decoder.held_bytes(), size - 1);
+        assert!(decoder.held.take().len() < 10);
+        // Chunks of one byte come out together, too.
+        let mut decoder = Decoder::new(None, false, Vec::new(), 1000);
+        decoder.handle_bytes("1\r\na\r\n".repeat(1000).into()).expect("chunks");
+        assert_eq!((decoder.poll_piece().map(|piece| piece.len()), decoder.poll_piece()), (Some(1000), None));
     }
 
     proptest! {

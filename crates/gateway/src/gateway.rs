@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-use crate::admission::{Admission, BODY_BYTES_IN_FLIGHT};
+use crate::admission::{Admission, BODY_BYTES_IN_FLIGHT, Sender};
 use crate::dates::Seconds;
 use crate::error::{Code, S3Error, S3Result};
 use crate::guard::Watch;
@@ -23,7 +23,8 @@ use crate::head::{Head, is_bucket_name};
 use crate::journey::{Journey, KeyLogging, Stage};
 use crate::metrics::Metrics;
 use crate::ops;
-use crate::payload::{Claims, Payload};
+use crate::pace::Patience;
+use crate::payload::{Claims, Door, Payload};
 use crate::reply::{self, Body};
 use crate::signature::{KeyRing, PayloadProof, Verified, Verifier, hex};
 use crate::store::Store;
@@ -59,6 +60,8 @@ pub struct GatewayConfig {
     /// Failed signatures of one access key from one address that are answered at once; one more each second. Keys that
     /// do not exist count as one.
     pub failures_free: u32,
+    /// What clients are given of time for the bytes of a body.
+    pub patience: Patience,
     /// From here on a request is logged as slow, with its stages.
     pub slow_after: Duration,
     /// How the log names objects.
@@ -80,6 +83,7 @@ impl GatewayConfig {
             connections_max: 10_000,
             connections_per_source_max: 1_000,
             failures_free: 20,
+            patience: Patience::default(),
             slow_after: Duration::from_secs(1),
             log_keys: KeyLogging::Hash,
             drain: Duration::from_secs(25),
@@ -203,7 +207,7 @@ impl<S: Store> Gateway<S> {
         check_limits(head)?;
         check_owner(head, "x-amz-expected-bucket-owner", bucket.as_deref())?;
         let bucket_id = bucket.as_ref().map(|bucket| bucket.bucket);
-        let mut call = Call { inner, head, verified: &mut verified, incoming, journey, operation, bucket };
+        let mut call = Call { inner, head, verified: &mut verified, incoming, journey, operation, bucket, source };
         let answer = ops::answer(&mut call).await;
         let Err(error) = answer else { return answer };
         if error.code() == Code::NoSuchBucket && bucket_id.is_some() {
@@ -398,6 +402,7 @@ pub(crate) struct Call<'a, S> {
     pub journey: &'a mut Journey,
     pub operation: Operation,
     bucket: Option<Arc<BucketRow>>,
+    source: IpAddr,
 }
 
 impl<S: Store> Call<'_, S> {
@@ -419,7 +424,9 @@ impl<S: Store> Call<'_, S> {
     /// # Errors
     /// As [`Payload::open`].
     pub fn payload(&mut self, bytes_max: u64) -> S3Result<Payload> {
-        Payload::open(self.head, self.verified, self.incoming, &self.inner.admission, bytes_max)
+        let sender = Sender { source: self.source, account: self.verified.credential.account.clone() };
+        let door = Door { admission: &self.inner.admission, sender, patience: self.inner.config.patience };
+        Payload::open(self.head, self.verified, self.incoming, door, bytes_max)
     }
 
     /// Reads a document body whole.

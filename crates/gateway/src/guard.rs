@@ -18,13 +18,12 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::{Code, S3Error};
 use crate::head::{HEADER_COUNT_MAX, HEADER_SECTION_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::pace::{Pace, Patience};
 
 /// From the first byte of a head to its last; also from connecting to the first byte.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
 /// Between two requests of a connection.
 pub const IDLE_TIME_MAX: Duration = Duration::from_secs(75);
-/// How long a client may take nothing of a response.
-pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 
 /// What the parser is shown instead of a refused head.
 const SYNTHETIC: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
@@ -101,12 +100,17 @@ pub struct Guarded<T> {
     read_timer: Pin<Box<Sleep>>,
     read_timer_runs: bool,
     is_first: bool,
+    silent_max: Duration,
     write_timer: Option<Pin<Box<Sleep>>>,
+    /// Since when the client takes nothing.
+    waiting_since: Option<Instant>,
+    /// How fast the client takes what it asked for.
+    pace: Pace,
 }
 
 impl<T> Guarded<T> {
     /// Guards a fresh connection.
-    pub fn new(stream: T, watch: Arc<Watch>) -> Self {
+    pub fn new(stream: T, watch: Arc<Watch>, patience: Patience) -> Self {
         Guarded {
             stream,
             watch,
@@ -117,7 +121,10 @@ impl<T> Guarded<T> {
             read_timer: Box::pin(tokio::time::sleep(HEAD_TIME_MAX)),
             read_timer_runs: true,
             is_first: true,
+            silent_max: patience.silent_max,
             write_timer: None,
+            waiting_since: None,
+            pace: Pace::new(patience),
         }
     }
 
@@ -273,12 +280,26 @@ impl<T: AsyncRead + Unpin> AsyncRead for Guarded<T> {
 }
 
 impl<T: AsyncWrite + Unpin> Guarded<T> {
-    fn stalled<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        if written.is_ready() {
+    /// Ends the connection of a client that takes nothing, or too little, of an answer; `bytes` says what it took.
+    fn stalled<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<R>>,
+        bytes: impl Fn(&R) -> usize,
+    ) -> Poll<io::Result<R>> {
+        if let Poll::Ready(Ok(taken)) = &written {
             self.write_timer = None;
+            let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            if !self.pace.handle_moved(waited, bytes(taken) as u64) {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        if written.is_ready() {
             return written;
         }
-        let timer = self.write_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL_MAX)));
+        self.waiting_since.get_or_insert_with(Instant::now);
+        let silent_max = self.silent_max;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silent_max)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -288,7 +309,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.stalled(cx, written)
+        this.stalled(cx, written, |bytes| *bytes)
     }
 
     fn poll_write_vectored(
@@ -298,7 +319,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.stalled(cx, written)
+        this.stalled(cx, written, |bytes| *bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -308,7 +329,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.stream).poll_flush(cx);
-        this.stalled(cx, flushed)
+        this.stalled(cx, flushed, |()| 0)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -355,6 +376,11 @@ fn judge_whole(held: &[u8], bytes: usize, request: &httparse::Request<'_, '_>) -
     }
     if bytes - line > HEADER_SECTION_BYTES_MAX {
         return Err(Refusal::SectionTooLarge);
+    }
+    // A line that ends in LF alone is read in two ways along a chain of proxies (RFC 9112, section 2.2).
+    let lines = held[..bytes].split_inclusive(|&byte| byte == b'\n');
+    if lines.into_iter().any(|line| !line.ends_with(b"\r\n")) {
+        return Err(Refusal::Malformed);
     }
     // What the parser behind us would refuse must be refused here, or it answers without our headers.
     let method = request.method.unwrap_or_default();
@@ -501,6 +527,20 @@ mod tests {
         assert_eq!(refused(&head("content-length: 1\r\n")), None);
         assert_eq!(refused(&head("transfer-encoding: Chunked\r\n")), None);
         assert_eq!(refused(&head("host: other\r\n")), Some(Refusal::Malformed));
+    }
+
+    #[test]
+    fn h4_lines_of_a_head_end_in_crlf() {
+        assert_eq!(refused("GET / HTTP/1.1\r\nhost: h\r\na: b\r\n\r\n"), None);
+        for bad in [
+            "GET / HTTP/1.1\nhost: h\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: h\n\r\n",
+            "GET / HTTP/1.1\r\nhost: h\r\n\n",
+            "\nGET / HTTP/1.1\r\nhost: h\r\n\r\n",
+            "PUT /b/k HTTP/1.1\r\nhost: h\r\na: b\ntransfer-encoding: chunked\r\n\r\n",
+        ] {
+            assert_eq!(refused(bad), Some(Refusal::Malformed), "{bad:?}");
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub const REQUEST_LINE_BYTES_MAX: usize = 16 << 10;
 pub const HEADER_SECTION_BYTES_MAX: usize = 32 << 10;
 /// Most header fields in one request.
 pub const HEADER_COUNT_MAX: usize = 100;
+/// Most parameters in one query.
+pub const PARAMETER_COUNT_MAX: usize = 500;
 
 /// What a request is about: the service, a bucket, or an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,10 +210,13 @@ impl Query {
     /// Parses a raw query.
     ///
     /// # Errors
-    /// `InvalidURI` where a name or value cannot be decoded.
+    /// `InvalidURI` where a name or value cannot be decoded, or there are more than [`PARAMETER_COUNT_MAX`].
     pub fn parse(raw: &str) -> S3Result<Self> {
         let mut pairs = Vec::new();
         for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
+            if pairs.len() >= PARAMETER_COUNT_MAX {
+                return Code::InvalidURI.fail("The query has too many parameters.");
+            }
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             pairs.push((decode(name, true)?, decode(value, true)?));
         }

@@ -13,22 +13,27 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::Instant;
 
-use crate::admission::{Admission, Reservation};
+use crate::admission::{Admission, Reservation, Sender};
 use crate::checksum::{self, BodySums, ContentDigest};
 use crate::chunked::Decoder;
 use crate::error::{Code, S3Error, S3Result};
 use crate::hashing;
 use crate::head::Head;
+use crate::pace::{Pace, Patience};
 use crate::signature::{PayloadProof, Verified};
 
 /// Largest body of a PUT or part.
 pub const OBJECT_BODY_BYTES_MAX: u64 = 5 << 30;
-/// How long a body may be silent.
-pub const BODY_SILENT_MAX: Duration = Duration::from_secs(60);
-/// Once we have waited so long in all, a body must have come at the least rate on average.
-const BODY_SLOW_AFTER: Duration = Duration::from_secs(30);
-/// Least average rate of a body, bytes a second.
-const BODY_RATE_MIN: u64 = 1 << 10;
+
+/// What a body passes on its way in.
+pub struct Door<'a> {
+    /// The budget of all bodies.
+    pub admission: &'a Admission,
+    /// Whose body it is.
+    pub sender: Sender,
+    /// What its sender is given of time.
+    pub patience: Patience,
+}
 
 /// A request's body.
 pub struct Payload {
@@ -36,8 +41,11 @@ pub struct Payload {
     framing: Framing,
     length: u64,
     received: u64,
-    /// How long we waited for the sender; time that the cluster took does not count.
-    waited: Duration,
+    /// Of those, what has come since the sender last stalled.
+    received_lately: u64,
+    pace: Pace,
+    silent_max: Duration,
+    waiting_since: Option<Instant>,
     reservation: Reservation,
     trailers: Vec<(String, String)>,
 }
@@ -85,7 +93,7 @@ impl Payload {
         head: &Head,
         verified: &mut Verified,
         incoming: &mut Option<Incoming>,
-        admission: &Admission,
+        door: Door<'_>,
         bytes_max: u64,
     ) -> S3Result<Self> {
         let length = content_length(head, verified.payload)?;
@@ -95,7 +103,7 @@ impl Payload {
                 .element("MaxSizeAllowed", bytes_max.to_string()));
         }
         let declared = declared_trailers(head)?;
-        let reservation = admission.admit(length)?;
+        let reservation = door.admission.admit(length, &door.sender)?;
         // Only now is the body taken: until here an early refusal may drain it, or leave a client
         // that waits for 100 with the refusal instead.
         let incoming = incoming.take().ok_or(Code::InternalError)?;
@@ -108,8 +116,18 @@ impl Payload {
                 Framing::Chunked(Box::new(Decoder::new(verified.chunks.take(), trailer, declared, length)))
             }
         };
-        let (received, waited, trailers) = (0, Duration::ZERO, Vec::new());
-        Ok(Payload { incoming, framing, length, received, waited, reservation, trailers })
+        Ok(Payload {
+            incoming,
+            framing,
+            length,
+            received: 0,
+            received_lately: 0,
+            pace: Pace::new(door.patience),
+            silent_max: door.patience.silent_max,
+            waiting_since: None,
+            reservation,
+            trailers: Vec::new(),
+        })
     }
 
     /// Returns the declared length of the content.
@@ -120,6 +138,20 @@ impl Payload {
     /// Returns the bytes received from the wire, framing included.
     pub fn received_bytes(&self) -> u64 {
         self.received
+    }
+
+    /// Takes note that the sender is silent and that what came has moved on: the body holds little meanwhile.
+    pub fn handle_stall(&mut self) {
+        self.received_lately = 0;
+        self.reservation.shrink(self.waiting_bytes());
+    }
+
+    /// Returns the bytes that wait for a signature.
+    fn waiting_bytes(&self) -> u64 {
+        match &self.framing {
+            Framing::Chunked(decoder) => decoder.held_bytes(),
+            Framing::Plain { .. } | Framing::Ended => 0,
+        }
     }
 
     /// Returns the next bytes of the content; nothing once everything has been proved.
@@ -151,7 +183,7 @@ impl Payload {
                 (Framing::Plain { .. }, None) => self.end_plain()?,
                 (Framing::Chunked(decoder), Some(bytes)) => {
                     decoder.handle_bytes(bytes)?;
-                    self.reservation.grow_to(decoder.held_bytes())?;
+                    self.reservation.grow_to(self.received_lately, decoder.held_bytes())?;
                 }
                 (Framing::Chunked(decoder), None) => {
                     self.trailers = decoder.finish()?;
@@ -172,10 +204,11 @@ impl Payload {
 
     async fn frame(&mut self) -> S3Result<Option<Bytes>> {
         loop {
-            let started = Instant::now();
+            // Kept over calls that were given up, as those are that look after a silent sender.
+            let started = *self.waiting_since.get_or_insert_with(Instant::now);
             let next = std::future::poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx));
-            let next = tokio::time::timeout(BODY_SILENT_MAX, next).await;
-            self.waited += started.elapsed();
+            let next = tokio::time::timeout_at(started + self.silent_max, next).await;
+            self.waiting_since = None;
             let frame = match next {
                 Err(_) => return Err(S3Error::from(Code::RequestTimeout).closing()),
                 Ok(None) => return Ok(None),
@@ -185,9 +218,11 @@ impl Payload {
             };
             let Ok(bytes) = frame.into_data() else { continue };
             self.received += bytes.len() as u64;
-            if self.waited > BODY_SLOW_AFTER && self.received < BODY_RATE_MIN * self.waited.as_secs() {
+            self.received_lately += bytes.len() as u64;
+            if !self.pace.handle_moved(started.elapsed(), bytes.len() as u64) {
                 return Err(S3Error::from(Code::RequestTimeout).closing());
             }
+            self.reservation.grow_to(self.received_lately, self.waiting_bytes())?;
             if !bytes.is_empty() {
                 return Ok(Some(bytes));
             }

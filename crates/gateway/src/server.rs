@@ -23,7 +23,7 @@ use crate::gateway::{DRAIN_BYTES_MAX, Gateway, Origin};
 use crate::guard::{Guarded, Watch};
 use crate::head::HEADER_COUNT_MAX;
 use crate::store::Store;
-use plinth_transport::{HandshakeGate, Pass};
+use plinth_transport::{HandshakeGate, Pass, source_of};
 
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ async fn accept<S: Store>(
     // acknowledgement.
     let (Ok(()), Ok(source)) = (stream.set_nodelay(true), stream.peer_addr()) else { return };
     let watch = Arc::new(Watch::default());
-    let origin = |encrypted| Arc::new(Origin { watch, encrypted, source: source.ip(), stopping });
+    let origin = |encrypted| Arc::new(Origin { watch, encrypted, source: source_of(source.ip()), stopping });
     match tls {
         None => serve_stream(stream, origin(false), gateway, stopped).await,
         Some(acceptor) => {
@@ -141,7 +141,7 @@ async fn serve_stream<S: Store, T>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&origin.watch)));
+    let io = TokioIo::new(Guarded::new(stream, Arc::clone(&origin.watch), gateway.inner.config.patience));
     let service = service_fn(|request: Request<Incoming>| {
         // Read here, not in the future: what the guard says belongs to this very head.
         let refusal = origin.watch.refusal();
@@ -189,7 +189,7 @@ async fn linger<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T) {
     .await;
 }
 
-/// Counts connections by address.
+/// Counts connections by address; of IPv6 the 64 bits in front count, as everywhere.
 #[derive(Clone, Default)]
 struct Sources {
     counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
@@ -203,7 +203,7 @@ struct Place {
 
 impl Sources {
     fn enter(&self, address: SocketAddr, max: usize) -> Option<Place> {
-        let address = address.ip();
+        let address = source_of(address.ip());
         let mut counts = self.counts.lock().expect("no holder of this lock panics");
         let count = counts.entry(address).or_default();
         if *count >= max {
@@ -223,5 +223,24 @@ impl Drop for Place {
                 counts.remove(&self.address);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_one_ipv6_network_share_their_connections() {
+        let sources = Sources::default();
+        let address = |text: &str| SocketAddr::new(text.parse().expect("an address"), 1);
+        let first = sources.enter(address("2001:db8::1"), 2).expect("free");
+        let _second = sources.enter(address("2001:db8::ffff:1"), 2).expect("free");
+        assert!(sources.enter(address("2001:db8:0:0:7::1"), 2).is_none(), "the same /64");
+        let _other = sources.enter(address("2001:db8:0:1::1"), 2).expect("another /64");
+        drop(first);
+        let _again = sources.enter(address("2001:db8:0:0:7::1"), 2).expect("free again");
+        let _mapped = sources.enter(address("::ffff:10.0.0.1"), 1).expect("free");
+        assert!(sources.enter(address("10.0.0.1"), 1).is_none(), "the same IPv4 address");
     }
 }

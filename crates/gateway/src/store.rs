@@ -35,8 +35,8 @@ pub trait Store: Clone + Send + Sync + 'static {
         owner: &str,
         location: Option<String>,
     ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
-    /// Deletes an empty bucket.
-    fn delete_bucket(&self, name: &str) -> impl Future<Output = Result<Outcome, Failure>> + Send;
+    /// Deletes an empty bucket, if its name still belongs to this id.
+    fn delete_bucket(&self, name: &str, bucket: BucketId) -> impl Future<Output = Result<Outcome, Failure>> + Send;
     /// Commits a mutation in the shard of a key.
     fn mutate(
         &self,
@@ -70,6 +70,8 @@ pub trait Store: Clone + Send + Sync + 'static {
 
 /// Takes an object's bytes in order.
 pub trait BodyWriter: Send {
+    /// Takes note that the sender is silent: memory that others wait for is given back.
+    fn handle_stall(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
     /// Takes the next bytes.
     fn write(&mut self, bytes: &[u8]) -> impl Future<Output = Result<(), Failure>> + Send;
     /// Ends the object; its bytes are durable then.
@@ -102,8 +104,8 @@ impl Store for Client {
         Client::create_bucket(self, name, owner, location).await
     }
 
-    async fn delete_bucket(&self, name: &str) -> Result<Outcome, Failure> {
-        Client::delete_bucket(self, name).await
+    async fn delete_bucket(&self, name: &str, bucket: BucketId) -> Result<Outcome, Failure> {
+        Client::delete_bucket(self, name, bucket).await
     }
 
     async fn mutate(
@@ -147,6 +149,10 @@ impl Store for Client {
 }
 
 impl BodyWriter for ObjectWriter {
+    async fn handle_stall(&mut self) -> Result<(), Failure> {
+        ObjectWriter::handle_stall(self).await
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         ObjectWriter::write(self, bytes).await
     }

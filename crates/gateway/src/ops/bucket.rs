@@ -81,8 +81,9 @@ pub(super) fn head<S: Store>(call: &Call<'_, S>) -> S3Result<Response<Body>> {
 
 /// DeleteBucket (B3).
 pub(super) async fn delete<S: Store>(call: &mut Call<'_, S>) -> S3Result<Response<Body>> {
-    call.bucket()?;
-    let outcome = call.inner.store.delete_bucket(call.head.bucket()).await?;
+    // By its id: what was authorised is deleted, not what has the name by then.
+    let bucket = call.bucket()?;
+    let outcome = call.inner.store.delete_bucket(&bucket.name, bucket.bucket).await?;
     call.journey.end(Stage::Commit);
     match decided(outcome)? {
         (Outcome::Done, _) => Ok(reply::empty(StatusCode::NO_CONTENT)),
@@ -174,10 +175,16 @@ pub(super) async fn list<S: Store>(call: &mut Call<'_, S>) -> S3Result<Response<
     let region = query.get("bucket-region").map(str::to_owned);
     let mut found = Vec::new();
     loop {
-        let ask = BucketsQuery { prefix: prefix.clone(), after: after.clone(), limit: BUCKETS_AT_ONCE };
+        let ask = BucketsQuery {
+            prefix: prefix.clone(),
+            after: after.clone(),
+            limit: BUCKETS_AT_ONCE,
+            account: Some(account.to_string()),
+        };
         let page = call.inner.store.buckets(ask).await?;
         after = page.buckets.last().map(|row| row.name.clone());
-        let own = page.buckets.into_iter().filter(|row| row.owner == account && row.state == BucketState::Active);
+        // A database of an older version does not know whose buckets are whose.
+        let own = page.buckets.into_iter().filter(|row| *row.owner == *account && row.state == BucketState::Active);
         let here = |location: Option<&str>| {
             region.as_deref().is_none_or(|region| location.unwrap_or(&call.inner.config.region) == region)
         };

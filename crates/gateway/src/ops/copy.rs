@@ -20,7 +20,7 @@ use crate::conditions::{self, Verdict};
 use crate::dates::Seconds;
 use crate::error::{Code, S3Error, S3Result};
 use crate::gateway::{COMMIT_WAIT_MAX, Call, authorised_bucket, check_owner};
-use crate::head::{Target, decode};
+use crate::head::{Head, Target, decode};
 use crate::journey::Stage;
 use crate::range;
 use crate::reply::{self, Body, KEEP_ALIVE_EVERY};
@@ -193,8 +193,7 @@ pub(super) async fn copy_object<S: Store>(call: &mut Call<'_, S>) -> S3Result<Re
     }
     let algorithm = copy_algorithm(call, row)?;
     let is_self = source.bucket.bucket == target.bucket && source.key == key;
-    let same_algorithm = row.checksum.as_ref().is_some_and(|checksum| checksum.algorithm == algorithm);
-    if is_self && !replaces && same_algorithm {
+    if is_self && !replaces && !names_a_change(call.head) {
         return Code::InvalidRequest.fail("This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.");
     }
     let headers = match (replaces, &source.view.body) {
@@ -207,6 +206,12 @@ pub(super) async fn copy_object<S: Store>(call: &mut Call<'_, S>) -> S3Result<Re
     let store = call.inner.store.clone();
     let work = async move { copy.run(&store, source, token).await };
     answer_when_done(call, Box::pin(work)).await
+}
+
+/// Returns whether a copy names a property of the new object. Naming one counts as a change, also where it is what the
+/// object has (Y3).
+fn names_a_change(head: &Head) -> bool {
+    ["x-amz-storage-class", "x-amz-checksum-algorithm"].iter().any(|name| head.has(name))
 }
 
 /// The algorithm of a copy: the one asked for, else the source's own (Y3).

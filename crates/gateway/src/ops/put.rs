@@ -1,9 +1,12 @@
 //! PutObject, and the way a body takes into the cluster that parts share.
 
+use bytes::Bytes;
 use http::{Response, StatusCode};
 use plinth_protocol::meta::{Command, Outcome, PutObject};
 use plinth_protocol::object::{Body as Place, ChecksumAlgorithm, Etag, ObjectBody};
 use plinth_protocol::stripe::Owner;
+
+use std::time::Duration;
 
 use super::{decided, put_checksum, put_etag, put_replayed, unexpected};
 use crate::checksum::{BodyDigest, BodySums};
@@ -11,7 +14,7 @@ use crate::conditions;
 use crate::error::S3Result;
 use crate::gateway::Call;
 use crate::journey::Stage;
-use crate::payload::{Claims, OBJECT_BODY_BYTES_MAX};
+use crate::payload::{Claims, OBJECT_BODY_BYTES_MAX, Payload};
 use crate::reply::{self, Body};
 use crate::store::{BodyWriter, Store};
 use crate::stored;
@@ -28,10 +31,11 @@ pub(super) async fn receive<S: Store>(
     stored: ChecksumAlgorithm,
 ) -> S3Result<(BodyDigest, Place)> {
     let mut payload = call.payload(OBJECT_BODY_BYTES_MAX)?;
+    let stalled_after = call.inner.config.patience.stalled_after;
     let mut writer = call.inner.store.write(owner, Some(payload.length()));
     let mut sums = BodySums::new(call.inner.hasher.body(payload.length()), Some(stored), claims.algorithm());
     let received: S3Result<()> = async {
-        while let Some(piece) = payload.next().await? {
+        while let Some(piece) = next_piece(&mut payload, &mut writer, stalled_after).await? {
             sums.update(&piece).await;
             writer.write(&piece).await?;
         }
@@ -54,6 +58,23 @@ pub(super) async fn receive<S: Store>(
     };
     call.journey.end(Stage::Durable);
     Ok((digest.with_md5(md5), place?))
+}
+
+/// Returns the next bytes of a body. While its sender is silent, what the body holds is given back where others wait.
+async fn next_piece(
+    payload: &mut Payload,
+    writer: &mut impl BodyWriter,
+    stalled_after: Duration,
+) -> S3Result<Option<Bytes>> {
+    loop {
+        tokio::select! {
+            biased;
+            piece = payload.next() => return piece,
+            () = tokio::time::sleep(stalled_after) => {}
+        }
+        payload.handle_stall();
+        writer.handle_stall().await?;
+    }
 }
 
 /// PutObject: the condition is decided by the commit that publishes the row.

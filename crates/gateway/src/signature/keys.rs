@@ -17,13 +17,13 @@ pub struct Credential {
     /// The access key id.
     pub access_key: String,
     /// The account that the key acts for.
-    pub account: String,
+    pub account: Arc<str>,
     secret: Zeroizing<String>,
 }
 
 impl Credential {
     /// Puts a credential together.
-    pub fn new(access_key: impl Into<String>, secret: impl Into<String>, account: impl Into<String>) -> Self {
+    pub fn new(access_key: impl Into<String>, secret: impl Into<String>, account: impl Into<Arc<str>>) -> Self {
         Credential { access_key: access_key.into(), account: account.into(), secret: Zeroizing::new(secret.into()) }
     }
 }

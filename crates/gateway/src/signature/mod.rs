@@ -9,6 +9,8 @@ mod keys;
 
 use aws_lc_rs::{constant_time, digest, hmac};
 use http::header;
+use plinth_protocol::meta::is_access_key_id;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::dates::Seconds;
@@ -103,6 +105,13 @@ pub struct ChunkSigner {
 }
 
 impl ChunkSigner {
+    /// Makes a signer that accepts nothing.
+    #[cfg(test)]
+    pub fn for_tests() -> Self {
+        let key = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, b"key"));
+        ChunkSigner { key, date: String::new(), scope: String::new(), previous: String::new() }
+    }
+
     /// Returns whether `signature` is the next one of the chain, for a chunk with this SHA-256; moves
     /// on where it is.
     pub fn accepts_chunk(&mut self, hash: &[u8], signature: &str) -> bool {
@@ -201,6 +210,10 @@ impl Verifier {
             }
         };
         let payload = PayloadProof::parse(&payload_text)?;
+        // No key has such an id: nobody need be asked, and nothing remembered.
+        if !is_access_key_id(scope.access_key) {
+            return Err(Code::InvalidAccessKeyId.into());
+        }
         let credential = self.keys.find(scope.access_key).await.map_err(S3Error::from)?;
         let credential = credential
             .ok_or_else(|| S3Error::from(Code::InvalidAccessKeyId).element("AWSAccessKeyId", scope.access_key))?;
@@ -285,10 +298,8 @@ fn check_times(claim: &Claim<'_>, scope: &Scope<'_>, now: Seconds) -> S3Result<(
 
 fn check_signature(head: &Head, claim: &Claim<'_>, scope: &Scope<'_>, payload: &str, key: &hmac::Key) -> S3Result<()> {
     let mut shown = None;
-    // The path as sent comes first. Where it holds characters that a signer encodes but a sender
-    // may leave, their encoded form is tried too: both name the same object.
-    for path in canonical::paths(&head.raw_path) {
-        let request = canonical_request(head, &path, claim.signed_headers, payload);
+    for (path, query) in forms(head) {
+        let request = canonical_request(head, &path, &query, claim.signed_headers, payload);
         let hash = hex(digest::digest(&digest::SHA256, &request).as_ref());
         let to_sign = format!("{ALGORITHM}\n{}\n{}\n{hash}", claim.date.amz(), scope.text);
         let computed = hex(hmac::sign(key, to_sign.as_bytes()).as_ref());
@@ -297,12 +308,20 @@ fn check_signature(head: &Head, claim: &Claim<'_>, scope: &Scope<'_>, payload: &
         }
         shown.get_or_insert((request, to_sign));
     }
-    let (request, to_sign) = shown.expect("there is always the path as sent");
+    let (request, to_sign) = shown.expect("there is always the canonical form");
     Err(S3Error::from(Code::SignatureDoesNotMatch)
         .element("AWSAccessKeyId", scope.access_key)
         .element("StringToSign", to_sign)
         .element("SignatureProvided", claim.signature)
         .element("CanonicalRequest", String::from_utf8_lossy(&request)))
+}
+
+/// Returns the forms of path and query that a signature may cover: the canonical one; and, where it differs, the path
+/// as sent, because some clients sign what they send. Both name one object.
+fn forms(head: &Head) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    let (path, query) = (canonical::path(&head.raw_path), canonical::query(&head.raw_query));
+    let as_sent = (path != head.raw_path).then(|| (Cow::Borrowed(head.raw_path.as_str()), Cow::Owned(query.clone())));
+    std::iter::once((path, Cow::Owned(query))).chain(as_sent)
 }
 
 fn claim(head: &Head) -> S3Result<Claim<'_>> {

@@ -217,7 +217,7 @@ fn check_header(head: &Head, name: &str, operation: Operation) -> S3Result<()> {
         Support::Refused(Code::NotImplemented) => Err(not_here("header", name, operation)),
         Support::Refused(code) => Err(code.with(format!("{} ({name})", code.text())).element("Header", name)),
         Support::Harmless => Ok(()),
-        Support::Implemented if !row.operations.is_empty() && !row.operations.contains(&operation) => {
+        Support::Implemented if !row.is_known_to(operation) && row.harmless_because.is_none() => {
             Err(not_here("header", name, operation))
         }
         Support::Implemented => match row.values {
@@ -283,14 +283,16 @@ pub fn matrix() -> String {
         [] => "all".to_owned(),
         some => some.iter().map(|operation| operation.name()).collect::<Vec<_>>().join(", "),
     };
-    out.push_str("\n## Headers\n\nElsewhere than listed, an implemented header is refused with 501.\n\n| header | operations | support | values |\n| --- | --- | --- | --- |\n");
+    out.push_str("\n## Headers\n\nElsewhere than listed, an implemented header is refused with 501, unless the last column says why it is harmless there.\n\n");
+    out.push_str("| header | operations | support | values | harmless because |\n| --- | --- | --- | --- | --- |\n");
     for row in HEADERS {
         let values = match row.values {
             Values::Any => String::new(),
             Values::OneOf(values, code) => format!("{}; else {} {code}", values.join(", "), code.status()),
         };
-        let _ =
-            writeln!(out, "| `{}` | {} | {} | {values} |", row.name, operations(row.operations), row.support.name());
+        let known = operations(row.operations);
+        let because = row.harmless_because.unwrap_or_default();
+        let _ = writeln!(out, "| `{}` | {known} | {} | {values} | {because} |", row.name, row.support.name());
     }
     out.push_str("\nAny other `x-amz-*` or `x-plinth-*` header: refused with 501.\n");
     out.push_str("\n## Query parameters\n\n| parameter | operations | support |\n| --- | --- | --- |\n");

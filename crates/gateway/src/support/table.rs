@@ -243,10 +243,20 @@ pub struct HeaderRow {
     pub support: Support,
     /// The values it may have.
     pub values: Values,
+    /// Why accepting it promises nothing: everywhere for a harmless header, on the operations that are not listed for
+    /// an implemented one. Without a reason, an implemented header is refused elsewhere.
+    pub harmless_because: Option<&'static str>,
+}
+
+impl HeaderRow {
+    /// Returns whether the operation gives the header a meaning.
+    pub fn is_known_to(&self, operation: Operation) -> bool {
+        self.operations.is_empty() || self.operations.contains(&operation)
+    }
 }
 
 const fn header(name: &'static str, operations: &'static [Operation]) -> HeaderRow {
-    HeaderRow { name, operations, support: Implemented, values: Values::Any }
+    HeaderRow { name, operations, support: Implemented, values: Values::Any, harmless_because: None }
 }
 
 const fn one_of(
@@ -255,15 +265,20 @@ const fn one_of(
     values: &'static [&'static str],
     code: Code,
 ) -> HeaderRow {
-    HeaderRow { name, operations, support: Implemented, values: Values::OneOf(values, code) }
+    HeaderRow { name, operations, support: Implemented, values: Values::OneOf(values, code), harmless_because: None }
 }
 
-const fn harmless(name: &'static str) -> HeaderRow {
-    HeaderRow { name, operations: &[], support: Harmless, values: Values::Any }
+const fn harmless(name: &'static str, because: &'static str) -> HeaderRow {
+    HeaderRow { name, operations: &[], support: Harmless, values: Values::Any, harmless_because: Some(because) }
 }
 
 const fn refuses(name: &'static str, code: Code) -> HeaderRow {
-    HeaderRow { name, operations: &[], support: Refused(code), values: Values::Any }
+    HeaderRow { name, operations: &[], support: Refused(code), values: Values::Any, harmless_because: None }
+}
+
+/// A header that clients also send where it has no meaning.
+const fn elsewhere_harmless(row: HeaderRow, because: &'static str) -> HeaderRow {
+    HeaderRow { harmless_because: Some(because), ..row }
 }
 
 const ALL: &[Operation] = &[];
@@ -343,8 +358,14 @@ pub const HEADERS: &[HeaderRow] = &[
     header("x-amz-copy-source-if-modified-since", COPIES),
     header("x-amz-copy-source-if-unmodified-since", COPIES),
     header("x-amz-source-expected-bucket-owner", COPIES),
-    one_of("x-amz-metadata-directive", &[CopyObject], &["COPY", "REPLACE"], InvalidArgument),
-    one_of("x-amz-tagging-directive", &[CopyObject], &["COPY", "REPLACE"], InvalidArgument),
+    elsewhere_harmless(
+        one_of("x-amz-metadata-directive", &[CopyObject], &["COPY", "REPLACE"], InvalidArgument),
+        "says what a copy does with its source's metadata; without a source nothing is copied (s3fs-fuse, libs3)",
+    ),
+    elsewhere_harmless(
+        one_of("x-amz-tagging-directive", &[CopyObject], &["COPY", "REPLACE"], InvalidArgument),
+        "says what a copy does with its source's tags; without a source nothing is copied",
+    ),
     refuses("x-amz-copy-source-server-side-encryption-*", NotImplemented),
     // Multipart and attributes.
     header("x-amz-mp-object-size", &[CompleteMultipartUpload]),
@@ -355,10 +376,10 @@ pub const HEADERS: &[HeaderRow] = &[
     one_of("x-amz-object-ownership", &[CreateBucket], &["BucketOwnerEnforced"], NotImplemented),
     one_of("x-amz-bucket-object-lock-enabled", &[CreateBucket], &["false", "False"], NotImplemented),
     // Harmless: accepting them promises nothing.
-    harmless("x-amz-user-agent"),
-    harmless("x-amz-te"),
-    harmless("x-amz-request-payer"),
-    harmless("x-amz-optional-object-attributes"),
+    harmless("x-amz-user-agent", "names the client"),
+    harmless("x-amz-te", "offers response trailers, which need not be used"),
+    harmless("x-amz-request-payer", "nobody is charged"),
+    harmless("x-amz-optional-object-attributes", "asks for particulars of restored objects, of which there are none"),
     // Not built yet.
     refuses("x-amz-server-side-encryption*", NotImplemented),
     refuses("x-amz-tagging", NotImplemented),

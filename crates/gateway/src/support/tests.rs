@@ -65,6 +65,9 @@ fn every_header_does_what_its_row_says_for_every_operation() {
             match header.support {
                 Support::Implemented if known => assert!(result.is_ok(), "{name} on {}", operation.name),
                 Support::Harmless => assert!(result.is_ok(), "{name} on {}", operation.name),
+                Support::Implemented if header.harmless_because.is_some() => {
+                    assert!(result.is_ok(), "{name} on {}", operation.name);
+                }
                 Support::Implemented => {
                     assert_eq!(result.expect_err(&name).code(), Code::NotImplemented, "{name} on {}", operation.name);
                 }
@@ -117,6 +120,30 @@ fn unknown_words_of_ours_are_refused_and_strangers_ignored() {
     let hoisted = head("PUT", "/b/k?x-amz-unheard-of=1", &[]);
     assert_eq!(check(&hoisted, row).expect_err("refused").code(), Code::NotImplemented);
     check(&head("PUT", "/b/k?x-id=PutObject", &[]), row).expect("harmless");
+}
+
+#[test]
+fn a_directive_without_a_copy_source_is_harmless() {
+    for (method, uri) in [("PUT", "/b/k"), ("POST", "/b/k?uploads"), ("PUT", "/b/k?uploadId=u&partNumber=1")] {
+        for name in ["x-amz-metadata-directive", "x-amz-tagging-directive"] {
+            let request = head(method, uri, &[(name, "REPLACE")]);
+            check(&request, route(&request).expect("routed")).expect(name);
+            let request = head(method, uri, &[(name, "PERHAPS")]);
+            let error = check(&request, route(&request).expect("routed")).expect_err("no such value");
+            assert_eq!(error.code(), Code::InvalidArgument);
+        }
+        // What changes the meaning of a plain upload is still refused.
+        let request = head(method, uri, &[("x-amz-copy-source-if-match", "e")]);
+        let error = check(&request, route(&request).expect("routed")).expect_err("no source to compare");
+        assert_eq!(error.code(), Code::NotImplemented);
+    }
+}
+
+#[test]
+fn every_harmless_header_says_why() {
+    for row in HEADERS.iter().filter(|row| row.support == Support::Harmless) {
+        assert!(row.harmless_because.is_some_and(|because| !because.is_empty()), "{}", row.name);
+    }
 }
 
 #[test]

@@ -139,6 +139,40 @@ async fn s3_hoisted_parameters_work() {
 }
 
 #[tokio::test]
+async fn s1_an_escape_signs_like_what_it_stands_for() {
+    let server = Server::with_bucket().await;
+    let swaps: [(&str, &str, fn(&str) -> String); 4] = [
+        ("/bucket/a~b_c-d.txt", "a~b_c-d.txt", |target| target.replacen("a~b_c-d.txt", "a%7Eb%5Fc%2Dd%2Etxt", 1)),
+        ("/bucket/a~b_c-d.txt", "a~b_c-d.txt", |target| target.replacen('~', "%7e", 1)),
+        ("/bucket/%C3%A9%2Fx", "é/x", |target| target.replacen("%C3%A9%2Fx", "%c3%a9%2fx", 1)),
+        ("/bucket/%C3%A9%2Fx", "é/x", |target| target.replacen("%C3%A9", "é", 1)),
+    ];
+    for presigned in [false, true] {
+        for (target, key, wire) in swaps {
+            let signed = |method: &str| {
+                let mut request = request(method, target);
+                (request.presigned, request.wire_target) = (presigned, Some(wire));
+                request
+            };
+            server.send(signed("PUT").body("hello")).await.expect_status(200);
+            assert_eq!(server.fake.keys(), [key]);
+            assert_eq!(server.send(signed("GET")).await.expect_status(200).body, b"hello");
+            server.send(signed("DELETE")).await.expect_status(204);
+        }
+        let mut list = request("GET", "/bucket?list-type=2&prefix=a~b%2F");
+        list.presigned = presigned;
+        list.wire_target = Some(|target| target.replacen("a~b%2F", "a%7Eb%2f", 1));
+        let answer = server.send(list).await.expect_status(200);
+        assert_eq!(answer.element("Prefix").as_deref(), Some("a~b/"));
+        // Another character is another name.
+        let mut other = request("PUT", "/bucket/a~b").body("x");
+        other.presigned = presigned;
+        other.wire_target = Some(|target| target.replacen('~', "%7F", 1));
+        server.send(other).await.expect_error(403, "SignatureDoesNotMatch");
+    }
+}
+
+#[tokio::test]
 async fn s7_the_payload_hash_is_really_computed() {
     let server = Server::with_bucket().await;
     let put = request("PUT", "/bucket/k").body("hello");

@@ -75,6 +75,13 @@ impl Server {
         }
     }
 
+    /// Returns what a gauge stands at.
+    pub fn gauge(&self, name: &str) -> i64 {
+        let text = prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a metric of this name");
+        line.trim().parse().expect("a number")
+    }
+
     pub async fn connect(&self) -> Connection {
         let stream = TcpStream::connect(self.address).await.expect("a connection");
         Connection::over(stream)
@@ -116,6 +123,10 @@ pub struct Request {
     pub secret: String,
     pub chunk_bytes: usize,
     pub trailer: Option<(String, String)>,
+    /// How the trailer ends, before the end of the body or its signature.
+    pub trailer_end: &'static str,
+    /// What is sent instead of the target that is signed.
+    pub wire_target: Option<fn(&str) -> String>,
     pub sends_length: bool,
 }
 
@@ -133,6 +144,8 @@ impl Request {
             secret: SECRET.into(),
             chunk_bytes: 8192,
             trailer: None,
+            trailer_end: "\r\n",
+            wire_target: None,
             sends_length: true,
         }
     }
@@ -234,6 +247,7 @@ impl Request {
             (false, true) => format!("{path}?{query}&X-Amz-Signature={signature}"),
             (false, false) => format!("{path}?{query}"),
         };
+        let target = self.wire_target.map_or(target.clone(), |wire| wire(&target));
         let mut head = format!("{} {target} HTTP/1.1\r\n", self.method);
         for (name, value) in headers.iter().filter(|(name, _)| !self.headers.iter().any(|(known, _)| known == *name)) {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -281,7 +295,7 @@ impl Request {
             }
         }
         if let Some((name, value)) = &self.trailer {
-            out.extend_from_slice(format!("{name}:{value}\r\n").as_bytes());
+            out.extend_from_slice(format!("{name}:{value}{}", self.trailer_end).as_bytes());
         }
         if self.mode == Mode::ChunkedTrailer {
             let canonical = match &self.trailer {

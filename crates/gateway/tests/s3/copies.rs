@@ -63,6 +63,14 @@ async fn y3_copies_keep_or_replace_metadata() {
     server.send(copy("s", "bucket/s")).await.expect_error(400, "InvalidRequest");
     let touch = copy("s", "bucket/s").header("x-amz-metadata-directive", "REPLACE");
     server.send(touch).await.expect_status(200);
+    // Naming a property is a change, also where it stays what it is (Y3).
+    server.send(copy("s", "bucket/s")).await.expect_error(400, "InvalidRequest");
+    let names = [("x-amz-storage-class", "STANDARD"), ("x-amz-checksum-algorithm", "CRC64NVME")];
+    for (name, value) in names {
+        server.send(copy("s", "bucket/s").header(name, value)).await.expect_status(200);
+        let kept = server.send(request("HEAD", "/bucket/s")).await.expect_status(200);
+        assert_eq!(kept.header("content-type"), Some("binary/octet-stream"), "{name}");
+    }
     let bad = copy("k", "bucket/s").header("x-amz-metadata-directive", "OTHER");
     server.send(bad).await.expect_error(400, "InvalidArgument");
 }

@@ -346,9 +346,10 @@ impl Store for Fake {
         Ok(Outcome::Bucket(row))
     }
 
-    async fn delete_bucket(&self, name: &str) -> Result<Outcome, Failure> {
+    async fn delete_bucket(&self, name: &str, bucket: BucketId) -> Result<Outcome, Failure> {
         let mut state = self.lock();
-        let Some(row) = state.buckets.get(name).cloned() else { return Ok(refused(RefusalKind::NoSuchBucket)) };
+        let row = state.buckets.get(name).cloned();
+        let Some(row) = row.filter(|row| row.bucket == bucket) else { return Ok(refused(RefusalKind::NoSuchBucket)) };
         if state.objects.keys().any(|(bucket, _)| *bucket == row.bucket.0) {
             return Ok(refused(RefusalKind::BucketNotEmpty));
         }
@@ -518,6 +519,10 @@ pub struct FakeWriter {
 }
 
 impl BodyWriter for FakeWriter {
+    async fn handle_stall(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.bytes.extend_from_slice(bytes);
         Ok(())

@@ -1,10 +1,12 @@
 //! The connection: 100-continue, limits, framing, time.
 
 use crate::client::{Connection, Mode, Server, keys, request};
-use plinth_gateway::GatewayConfig;
+use plinth_gateway::{GatewayConfig, Patience};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -127,7 +129,9 @@ async fn garbage_gets_an_s3_error() {
 #[tokio::test]
 async fn bodies_beyond_the_limits_are_refused_unread() {
     let mut config = GatewayConfig::new(keys());
-    config.in_flight_bytes_max = 1 << 20;
+    config.in_flight_bytes_max = 2 << 20;
+    // Nobody stalls here, however long the test is kept waiting.
+    config.patience.stalled_after = Duration::from_secs(3600);
     let server = Server::start_with(config).await;
     server.send(request("PUT", "/bucket")).await.expect_status(200);
     // Too large for any PUT.
@@ -135,11 +139,21 @@ async fn bodies_beyond_the_limits_are_refused_unread() {
     let (head, _) = put.sign_parts(&server.fake);
     server.connect().await.exchange(&head, false).await.expect_error(400, "EntityTooLarge");
     // Too large for what is in flight: SlowDown before the body.
+    let (head, body) = request("PUT", "/bucket/first").body(vec![1; 2_000_000]).sign_parts(&server.fake);
+    let mut first = server.connect().await;
+    first.write(&[&head[..], &body[..1_999_999]].concat()).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while server.gauge("plinth_s3_in_flight_bytes") < 2 << 20 {
+        // The gauge is set with each answer.
+        server.send(request("HEAD", "/bucket")).await.expect_status(200);
+        assert!(Instant::now() < deadline, "the gateway takes what is sent");
+    }
     let put = request("PUT", "/bucket/k").header("expect", "100-continue").unsigned("content-length", "2000000");
     let (head, _) = put.sign_parts(&server.fake);
     let answer = server.connect().await.exchange(&head, false).await.expect_error(503, "SlowDown");
     assert!(answer.header("retry-after").is_some());
     // Nothing is held by what was refused.
+    first.exchange(&body[1_999_999..], false).await.expect_status(200);
     server.send(request("PUT", "/bucket/k").body(vec![1; 1 << 20])).await.expect_status(200);
     let document = "x".repeat((1 << 20) + 1);
     server.send(request("PUT", "/other").body(document)).await.expect_error(400, "MaxMessageLengthExceeded");
@@ -172,6 +186,68 @@ async fn a_silent_body_times_out_and_closes() {
     assert_eq!(answer.header("connection"), Some("close"));
     assert!(connection.is_closed().await);
     assert!(server.fake.keys().is_empty());
+}
+
+/// Hundreds of uploads that have begun and go no further, all from one address and under one key, as whoever holds one
+/// presigned URL can begin them.
+#[tokio::test]
+async fn slow_uploads_do_not_keep_others_out() {
+    let mut config = GatewayConfig::new(keys());
+    config.in_flight_bytes_max = 64 << 20;
+    config.patience.stalled_after = Duration::from_millis(20);
+    let server = Server::start_with(config).await;
+    server.send(request("PUT", "/bucket")).await.expect_status(200);
+    let body = vec![7; 12 << 20];
+    let mut put = request("PUT", "/bucket/slow").body(body.clone());
+    put.presigned = true;
+    let (head, sent) = put.sign_parts(&server.fake);
+    let mut slow = Vec::new();
+    for _ in 0..300 {
+        let mut connection = server.connect().await;
+        connection.write(&[&head[..], &sent[..100_000]].concat()).await;
+        slow.push(connection);
+        if slow.len() % 100 == 0 {
+            let started = Instant::now();
+            server.send(request("PUT", "/bucket/k").body(body.clone())).await.expect_status(200);
+            assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_too_little_is_left() {
+    let mut config = GatewayConfig::new(keys());
+    config.patience = Patience {
+        silent_max: Duration::from_secs(2),
+        grace: Duration::from_secs(1),
+        stalled_after: Duration::from_millis(500),
+    };
+    let server = Server::start_with(config).await;
+    server.send(request("PUT", "/bucket")).await.expect_status(200);
+    server.send(request("PUT", "/bucket/k").body(vec![7; 64 << 20])).await.expect_status(200);
+    let (head, _) = request("GET", "/bucket/k").sign_parts(&server.fake);
+    // One takes nothing at all, the other a few bytes at a time.
+    for reads in [false, true] {
+        let mut stream = TcpStream::connect(server.address).await.expect("a connection");
+        stream.write_all(&head).await.expect("sent");
+        let started = Instant::now();
+        let mut taken = 0u64;
+        let mut space = [0u8; 16];
+        while reads && started.elapsed() < Duration::from_secs(5) {
+            match stream.read(&mut space).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => taken += count as u64,
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        if !reads {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
+        // What is still in the socket's buffers comes; the rest never does.
+        let mut rest = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.expect("an end");
+        assert!(taken + (rest.len() as u64) < 32 << 20, "{} bytes", rest.len());
+    }
 }
 
 #[tokio::test(start_paused = true)]

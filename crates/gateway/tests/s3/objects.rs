@@ -340,6 +340,46 @@ async fn k5_works_under_transfer_encoding_chunked() {
 }
 
 #[tokio::test]
+async fn k6_trailers_may_end_in_lf_as_minio_go_writes_them() {
+    let server = Server::with_bucket().await;
+    let body: Vec<u8> = (0..20_000u32).map(|at| (at / 3) as u8).collect();
+    for mode in [Mode::ChunkedTrailer, Mode::UnsignedTrailer] {
+        let mut put = request("PUT", "/bucket/k").mode(mode).body(body.clone());
+        put = put.trailer("x-amz-checksum-crc32", &crc32_base64(&body));
+        put.trailer_end = "\n\r\n";
+        let answer = server.send(put.clone()).await.expect_status(200);
+        assert_eq!(answer.header("x-amz-checksum-crc32"), Some(crc32_base64(&body).as_str()), "{mode:?}");
+        assert!(server.send(request("GET", "/bucket/k")).await.expect_status(200).body == body);
+        // What it says is still checked.
+        let wrong = put.clone().trailer("x-amz-checksum-crc32", "AAAAAA==");
+        server.send(wrong).await.expect_error(400, "BadDigest");
+    }
+    // The signature of the trailer covers its value.
+    let mut put = request("PUT", "/bucket/other").mode(Mode::ChunkedTrailer).body(body.clone());
+    put = put.trailer("x-amz-checksum-crc32", &crc32_base64(&body));
+    put.trailer_end = "\n\r\n";
+    let (head, mut bytes) = put.sign_parts(&server.fake);
+    let at = bytes.windows(23).position(|window| window == b"x-amz-trailer-signature").expect("there") - 5;
+    bytes[at] ^= 1;
+    let answer = server.connect().await.exchange(&[head, bytes].concat(), false).await;
+    answer.expect_error(403, "SignatureDoesNotMatch");
+    assert_eq!(server.fake.keys(), ["k"]);
+}
+
+#[tokio::test]
+async fn a_directive_without_a_copy_is_harmless_to_uploads() {
+    let server = Server::with_bucket().await;
+    let tagged =
+        |request: Request| request.header("x-amz-metadata-directive", "REPLACE").header("x-amz-meta-mode", "33188");
+    server.send(tagged(request("PUT", "/bucket/k").body("hello"))).await.expect_status(200);
+    let back = server.send(request("GET", "/bucket/k")).await.expect_status(200);
+    assert_eq!((back.header("x-amz-meta-mode"), &back.body[..]), (Some("33188"), &b"hello"[..]));
+    server.send(tagged(request("POST", "/bucket/m?uploads"))).await.expect_status(200);
+    let bad = request("PUT", "/bucket/k").header("x-amz-metadata-directive", "OTHER");
+    server.send(bad).await.expect_error(400, "InvalidArgument");
+}
+
+#[tokio::test]
 async fn k6_trailers_and_lengths_must_be_as_declared() {
     let server = Server::with_bucket().await;
     let base = |mode| request("PUT", "/bucket/k").mode(mode).body("hello");
