@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo build test unit clients rust-clients faults bench chaos fmt fmt-check lint deny doc \
-	build-packages env forget-totals
+	build-packages test-packages env forget-totals
 # The stages of `make test` follow one another; cargo and the clusters use both cores as it is.
 .NOTPARALLEL:
 
@@ -21,7 +21,7 @@ JOBS ?= $(shell nproc)
 CARGO ?= cargo
 
 BUILD_PACKAGES := clang libclang-dev g++ make
-TEST_PACKAGES := awscli openssl restic strace python3-venv
+TEST_PACKAGES := awscli fuse3 git openssl restic s3fs sqlite3 strace python3-venv
 DENY_VERSION := 0.20.2
 
 TOOLS := $(CARGO_TARGET_DIR)/tools-$(DENY_VERSION)
@@ -104,8 +104,10 @@ build-packages:
 	@CXX=clang++ tests/rocksdb-library build
 	@[ -x $(PLINTH) ] || echo "First build: about 6 more minutes on 2 cores; later builds take seconds to a minute."
 
-$(VENV)/ready: tests/requirements.txt
+test-packages:
 	@tests/debian-packages $(TEST_PACKAGES)
+
+$(VENV)/ready: tests/requirements.txt | test-packages
 	@echo "Installing the pinned S3 clients into $(VENV)"
 	@python3 -m venv --clear $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement tests/requirements.txt
