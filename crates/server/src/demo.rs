@@ -18,7 +18,7 @@ use plinth_admin::OutputFormat;
 use plinth_admin::exit::{Exit, Trouble};
 use plinth_protocol::meta::{AdminReply, AdminRequest};
 use plinth_protocol::stripe::Code;
-use plinth_protocol::{Failure, FailureKind};
+use plinth_protocol::{Failure, FailureKind, Hidden};
 use plinth_transport::{BoxFuture, LocalNetwork};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -120,12 +120,12 @@ async fn run_in(args: &DemoArgs, folder: &Path, human: bool) -> Result<(), Troub
 }
 
 /// Makes one more access key, as an operator does.
-async fn another_key(profile: &Path) -> Result<(String, String), Trouble> {
+async fn another_key(profile: &Path) -> Result<(String, Hidden<String>), Trouble> {
     let description = Some("made by plinth demo".to_string());
     let create = plinth_admin::command::KeyCommand::Create { account: "root".into(), description };
     let report = crate::operate::run(profile, &plinth_admin::Command::Key(create)).await?;
     let text = |name: &str| report.value[name].as_str().unwrap_or_default().to_string();
-    Ok((text("access_key"), text("secret_key")))
+    Ok((text("access_key"), text("secret_key").into()))
 }
 
 async fn wait_for_signal() -> Result<(), Trouble> {

@@ -57,7 +57,7 @@ pub fn find(folder: &Path) -> Result<Option<Kept>, Trouble> {
         capacity_bytes: 0,
         deferred_delete_seconds: crate::demo::DEFERRED_DELETE_SECONDS,
     };
-    Ok(Some(Kept { plan, laid: Laid { nodes, profile, access_key: String::new(), secret_key: String::new() } }))
+    Ok(Some(Kept { plan, laid: Laid { nodes, profile, access_key: String::new(), secret_key: String::new().into() } }))
 }
 
 fn founding(nodes: &[(PlannedNode, PathBuf)]) -> Option<Result<Founding, Trouble>> {
