@@ -141,7 +141,8 @@ async fn s3_hoisted_parameters_work() {
 #[tokio::test]
 async fn s1_an_escape_signs_like_what_it_stands_for() {
     let server = Server::with_bucket().await;
-    let swaps: [(&str, &str, fn(&str) -> String); 4] = [
+    type Swap = fn(&str) -> String;
+    let swaps: [(&str, &str, Swap); 4] = [
         ("/bucket/a~b_c-d.txt", "a~b_c-d.txt", |target| target.replacen("a~b_c-d.txt", "a%7Eb%5Fc%2Dd%2Etxt", 1)),
         ("/bucket/a~b_c-d.txt", "a~b_c-d.txt", |target| target.replacen('~', "%7e", 1)),
         ("/bucket/%C3%A9%2Fx", "é/x", |target| target.replacen("%C3%A9%2Fx", "%c3%a9%2fx", 1)),
