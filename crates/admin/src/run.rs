@@ -213,7 +213,7 @@ async fn bucket_list(operator: &Operator) -> Result<Report, Trouble> {
         if let Reply::ShardStat(stat) = operator.client.query(shard.group, Query::ShardStat, deadline()).await? {
             for (bucket, part) in stat.buckets {
                 let whole = usage.entry(bucket).or_insert((0u64, 0u64));
-                *whole = (whole.0 + part.objects, whole.1 + part.bytes);
+                *whole = (whole.0.saturating_add(part.objects), whole.1.saturating_add(part.bytes));
             }
         }
     }

@@ -83,10 +83,12 @@ pub fn status(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], shards: &[Sha
     let groups = 1 + map.shards.len();
     let led = led_groups(map, raft);
     let storage: Vec<&NodeRecord> = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).collect();
-    let used_bytes = map.disks.iter().map(|disk| disk.used_bytes.unwrap_or(0)).sum();
-    let raw: u64 = map.disks.iter().filter(|disk| is_serving(map, disk)).map(|disk| disk.size_bytes).sum();
+    let used_bytes = map.disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.used_bytes.unwrap_or(0)));
+    let serving = map.disks.iter().filter(|disk| is_serving(map, disk));
+    let raw = serving.fold(0u64, |sum, disk| sum.saturating_add(disk.size_bytes));
     let quorum = map.voters.len() / 2 + 1;
-    let owed_stripes = shards.iter().map(|shard| shard.fill_ins).sum();
+    let total = |of: fn(&ShardStat) -> u64| shards.iter().map(of).fold(0, u64::saturating_add);
+    let owed_stripes = total(|shard| shard.fill_ins);
     let mut view = StatusView {
         cluster: map.name.clone(),
         id: map.cluster.to_string(),
@@ -106,9 +108,9 @@ pub fn status(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], shards: &[Sha
         owed_stripes,
         usable_bytes: raw / map.code.width() as u64 * u64::from(map.code.k) / 100 * WRITE_STOP_PERCENT,
         used_bytes,
-        objects: shards.iter().map(|shard| shard.objects).sum(),
-        object_bytes: shards.iter().map(|shard| shard.object_bytes).sum(),
-        deferred_deletes: shards.iter().map(|shard| shard.deferred_deletes).sum(),
+        objects: total(|shard| shard.objects),
+        object_bytes: total(|shard| shard.object_bytes),
+        deferred_deletes: total(|shard| shard.deferred_deletes),
         version: env!("CARGO_PKG_VERSION"),
     };
     view.reasons = reasons(map, raft, &view);
@@ -598,7 +600,16 @@ mod tests {
 
     fn stat() -> ShardStat {
         let fence = WriterId(0);
-        ShardStat { objects: 1, object_bytes: 1, uploads: 0, deferred_deletes: 0, fill_ins: 0, fence, buckets: vec![] }
+        ShardStat {
+            objects: 1,
+            object_bytes: 1,
+            uploads: 0,
+            deferred_deletes: 0,
+            fill_ins: 0,
+            fence,
+            buckets: vec![],
+            discards: None,
+        }
     }
 
     fn codes(map: &ClusterMap, who: &[u64]) -> (&'static str, Vec<&'static str>) {

@@ -1,21 +1,10 @@
-//! Buckets: rows in group 0 that every shard has to know of.
-//!
-//! A bucket comes and goes in steps, each a commit of its own in one group, each harmless when
-//! repeated. The row's state in group 0 says which way it was going, so that whoever finds it
-//! half-way can go on:
-//!
-//! | step   | create                          | delete                                            |
-//! |--------|---------------------------------|---------------------------------------------------|
-//! | 1      | row appears as `Opening`        | row becomes `Closing`                             |
-//! | 2      | every shard opens the bucket    | every shard closes it, which proves it empty there |
-//! | 3      | row becomes `Active`            | row goes; or, not empty: shards open again, `Active` |
+//! Buckets: rows in group 0 that every shard has to know of. How they come and go is [`crate::saga`]'s to say.
 
 use crate::client::{Client, unexpected};
-use plinth_protocol::meta::{
-    BucketsPage, BucketsQuery, Command, CreateBucket, Outcome, Query, Refusal, RefusalKind, Reply,
-};
+use crate::saga::{self, Groups};
+use plinth_protocol::meta::{BucketsPage, BucketsQuery, Command, CreateBucket, Outcome, Query, Reply};
 use plinth_protocol::object::{BucketRow, BucketState};
-use plinth_protocol::{BucketId, Failure, FailureKind, GROUP_SYSTEM};
+use plinth_protocol::{BucketId, Failure, GROUP_SYSTEM, GroupId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -98,64 +87,28 @@ impl Client {
     /// Creates a bucket in group 0 and every shard. The outcome is the active row, or the refusal
     /// `BucketExists` or `BucketOwnedByYou`.
     pub async fn create_bucket(&self, name: &str, owner: &str, location: Option<String>) -> Result<Outcome, Failure> {
-        let deadline = Instant::now() + BUCKET_TIMEOUT;
         let bucket = BucketId(self.inner.chance.u64());
-        let command = || CreateBucket { bucket, name: name.into(), owner: owner.into(), location: location.clone() };
-        let mut outcome = self.mutate(GROUP_SYSTEM, Command::CreateBucket(command()), None, deadline).await?;
-        if taken(&outcome) {
-            // The row may stand there because somebody crashed half-way: then finish that first.
-            let Some(row) = self.bucket_row(name, deadline).await? else { return Ok(outcome) };
-            match row.state {
-                BucketState::Active => return Ok(outcome),
-                BucketState::Opening if row.owner == owner => outcome = Outcome::Bucket(row),
-                BucketState::Opening => return Ok(outcome),
-                BucketState::Closing => {
-                    if self.finish_delete(row.bucket, deadline).await? != Outcome::Done {
-                        return Ok(outcome);
-                    }
-                    outcome = self.mutate(GROUP_SYSTEM, Command::CreateBucket(command()), None, deadline).await?;
-                }
-            }
-        }
-        match outcome {
-            Outcome::Bucket(row) => self.finish_create(row, deadline).await,
-            refused => Ok(refused),
-        }
+        let create = CreateBucket { bucket, name: name.into(), owner: owner.into(), location, numbered: true };
+        saga::create(&self.groups(), create).await
     }
 
     /// Deletes an empty bucket from every shard and group 0. The outcome is `Done`, or the refusal
     /// `NoSuchBucket`, also where another bucket has the name by now, or `BucketNotEmpty`.
     pub async fn delete_bucket(&self, name: &str, bucket: BucketId) -> Result<Outcome, Failure> {
-        let deadline = Instant::now() + BUCKET_TIMEOUT;
-        let row = self.bucket_row(name, deadline).await?.filter(|row| row.bucket == bucket);
-        let Some(row) = row else {
-            self.inner.buckets.forget(name);
-            return Ok(no_such_bucket(name));
-        };
-        match row.state {
-            BucketState::Opening => return Ok(no_such_bucket(name)),
-            BucketState::Closing => {}
-            BucketState::Active => {
-                let begun = self.mutate(GROUP_SYSTEM, Command::BeginDeleteBucket(row.bucket), None, deadline).await?;
-                if let Outcome::Refused(_) = begun {
-                    return Ok(begun);
-                }
-            }
-        }
-        let outcome = self.finish_delete(row.bucket, deadline).await;
+        let outcome = saga::delete(&self.groups(), name, bucket).await;
         self.inner.buckets.forget(name);
         outcome
     }
 
     /// Takes a bucket that stands half-way to where it was going.
     pub(crate) async fn resume_bucket(&self, row: BucketRow) -> Result<(), Failure> {
-        let deadline = Instant::now() + BUCKET_TIMEOUT;
         tracing::info!(bucket = %row.bucket, state = ?row.state, "bucket found half-way: going on");
-        match row.state {
-            BucketState::Opening => self.finish_create(row, deadline).await.map(drop),
-            BucketState::Closing => self.finish_delete(row.bucket, deadline).await.map(drop),
-            BucketState::Active => Ok(()),
-        }
+        saga::finish(&self.groups(), row).await.map(drop)
+    }
+
+    /// Returns the groups as a saga sees them, for [`BUCKET_TIMEOUT`] from now on.
+    fn groups(&self) -> ClusterGroups<'_> {
+        ClusterGroups { client: self, deadline: Instant::now() + BUCKET_TIMEOUT }
     }
 
     async fn bucket_row(&self, name: &str, deadline: Instant) -> Result<Option<BucketRow>, Failure> {
@@ -165,64 +118,24 @@ impl Client {
             _ => Err(unexpected("Bucket")),
         }
     }
-
-    /// Opens the bucket in every shard, then shows it.
-    async fn finish_create(&self, row: BucketRow, deadline: Instant) -> Result<Outcome, Failure> {
-        self.open_in_shards(row.bucket, deadline).await?;
-        match self.mutate(GROUP_SYSTEM, Command::ActivateBucket(row.bucket), None, deadline).await? {
-            Outcome::Bucket(row) => Ok(Outcome::Bucket(row)),
-            Outcome::Done => Ok(Outcome::Bucket(BucketRow { state: BucketState::Active, ..row })),
-            other => Ok(other),
-        }
-    }
-
-    async fn open_in_shards(&self, bucket: BucketId, deadline: Instant) -> Result<(), Failure> {
-        for group in self.chart().shard_groups() {
-            if let Outcome::Refused(refusal) = self.mutate(group, Command::OpenBucket(bucket), None, deadline).await? {
-                return Err(Failure::new(FailureKind::Internal, format!("{group} does not open: {}", refusal.text)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the bucket in every shard, then removes its row; or opens and keeps it where a shard
-    /// still has objects.
-    async fn finish_delete(&self, bucket: BucketId, deadline: Instant) -> Result<Outcome, Failure> {
-        for group in self.chart().shard_groups() {
-            let refusal = match self.mutate(group, Command::CloseBucket(bucket), None, deadline).await {
-                Ok(Outcome::Refused(refusal)) if refusal.kind == RefusalKind::BucketNotEmpty => refusal,
-                Ok(Outcome::Refused(refusal)) if refusal.kind == RefusalKind::NoSuchBucket => continue,
-                Ok(Outcome::Refused(refusal)) => return Ok(Outcome::Refused(refusal)),
-                Ok(_) => continue,
-                Err(failure) if failure.kind == FailureKind::Conflict => {
-                    Refusal { kind: RefusalKind::BucketNotEmpty, text: failure.text }
-                }
-                Err(failure) => return Err(failure),
-            };
-            // Open again before the row says so: a crash between the two leaves a row that is still
-            // closing, which is resumed, not an active bucket that a shard refuses.
-            self.open_in_shards(bucket, deadline).await?;
-            self.mutate(GROUP_SYSTEM, Command::KeepBucket(bucket), None, deadline).await?;
-            return Ok(Outcome::Refused(refusal));
-        }
-        match self.mutate(GROUP_SYSTEM, Command::RemoveBucket(bucket), None, deadline).await? {
-            // Somebody else took the same way and was faster.
-            Outcome::Refused(refusal) if refusal.kind == RefusalKind::NoSuchBucket => Ok(Outcome::Done),
-            // Somebody else found it not empty and kept it: our closing must not stand.
-            Outcome::Refused(refusal) => {
-                self.open_in_shards(bucket, deadline).await?;
-                Ok(Outcome::Refused(refusal))
-            }
-            _ => Ok(Outcome::Done),
-        }
-    }
 }
 
-fn taken(outcome: &Outcome) -> bool {
-    let kinds = [RefusalKind::BucketExists, RefusalKind::BucketOwnedByYou, RefusalKind::AlreadyExists];
-    matches!(outcome, Outcome::Refused(refusal) if kinds.contains(&refusal.kind))
+/// The groups of a cluster, until a deadline.
+struct ClusterGroups<'a> {
+    client: &'a Client,
+    deadline: Instant,
 }
 
-fn no_such_bucket(name: &str) -> Outcome {
-    Outcome::Refused(Refusal { kind: RefusalKind::NoSuchBucket, text: format!("no bucket {name}") })
+impl Groups for ClusterGroups<'_> {
+    async fn mutate(&self, group: GroupId, command: Command) -> Result<Outcome, Failure> {
+        self.client.mutate(group, command, None, self.deadline).await
+    }
+
+    async fn bucket_row(&self, name: &str) -> Result<Option<BucketRow>, Failure> {
+        self.client.bucket_row(name, self.deadline).await
+    }
+
+    fn shard_groups(&self) -> Vec<GroupId> {
+        self.client.chart().shard_groups().into_iter().collect()
+    }
 }

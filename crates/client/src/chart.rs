@@ -83,7 +83,7 @@ impl Chart {
             if usable && pg.disks.iter().all(|disk| self.sites.contains_key(disk)) {
                 // In whole MiB and at least one, so that full groups can still be drawn as a last resort.
                 let room = pg.disks.iter().map(|disk| free[disk] >> 20).min().unwrap_or(0);
-                sum += room.max(1);
+                sum = u64::saturating_add(sum, room.max(1));
                 open.push((position, sum));
             }
         }

@@ -10,6 +10,7 @@ use crate::client::{Client, unexpected};
 use crate::config::CHUNK_BYTES_MAX;
 use crate::fetch::Rows;
 use crate::layout::frame_range;
+use crate::read::check_stripe;
 use bytes::Bytes;
 use plinth_protocol::frame::{FRAME_BYTES, frame_count, seal_frame};
 use plinth_protocol::meta::{
@@ -130,6 +131,7 @@ impl Client {
 
     /// Makes the owed fragments of a stripe durable and records those that are.
     async fn fill_in(&self, group: GroupId, row: FillInRow) -> Result<(), Failure> {
+        check_stripe(&row.stripe)?;
         let mut filled = 0u32;
         let mut result = Ok(());
         for index in row.stripe.indexes().filter(|&index| row.stripe.is_missing(index)) {
@@ -220,6 +222,12 @@ impl Client {
         let mut disks_of_row: Vec<Vec<DiskId>> = Vec::with_capacity(rows.len());
         for (position, row) in rows.iter().enumerate() {
             let mut disks = Vec::new();
+            if let Some(failure) = row.stripes.iter().find_map(|stripe| check_stripe(stripe).err()) {
+                tracing::error!(%failure, "delete names an impossible stripe: kept");
+                held_back.insert(position);
+                disks_of_row.push(disks);
+                continue;
+            }
             for (stripe, index) in row.stripes.iter().flat_map(|stripe| stripe.indexes().map(move |i| (stripe, i))) {
                 match chart.site_of(stripe, index) {
                     // Gone for good, and its fragments with it.

@@ -13,7 +13,7 @@
 
 use crate::config::SPLIT_BYTES_MIN;
 use plinth_protocol::frame::{FRAME_BYTES, FRAME_PAYLOAD_BYTES, fragment_bytes, frame_bytes, frame_count};
-use plinth_protocol::stripe::{Code, StripeRef};
+use plinth_protocol::stripe::{Code, FRAGMENT_BYTES_MAX, StripeRef};
 use std::ops::Range;
 
 /// The shape of a stripe before it is filled.
@@ -29,7 +29,7 @@ impl StripeShape {
     /// Chooses the shape of an object's next stripe. `left` is how many bytes the object still has,
     /// where known; `fragment_bytes_max` is the largest fragment on disk.
     pub(crate) fn choose(code: Code, fragment_bytes_max: u32, left: Option<u64>) -> Self {
-        let frames_max = (fragment_bytes_max as usize / FRAME_BYTES).max(1);
+        let frames_max = ((fragment_bytes_max as usize).min(FRAGMENT_BYTES_MAX) / FRAME_BYTES).max(1);
         let (k, largest) = (usize::from(code.k), frames_max * FRAME_PAYLOAD_BYTES);
         let whole = StripeShape { fragment_payload: largest, payload_max: k * largest };
         let Some(left) = left.filter(|&left| left > 0 && left <= whole.payload_max as u64) else { return whole };
@@ -170,6 +170,10 @@ mod tests {
             prop_assert_eq!((0..shape.data_count()).map(|i| shape.fragment_payload_of(i)).sum::<usize>(), shape.payload_max);
             prop_assert!(shape.fragment_sizes(code).all(|bytes| bytes <= (max as usize) * FRAME_BYTES));
             prop_assert!(shape.data_count() == 1 || shape.fragment_payload.is_multiple_of(FRAME_PAYLOAD_BYTES));
+            // What writers make passes the check that apply holds stripes to, full or cut short.
+            for payload in [1, shape.payload_max as u64 / 2 + 1, shape.payload_max as u64] {
+                prop_assert_eq!(stripe(code, payload, shape.fragment_payload as u32).check(), Ok(()));
+            }
         }
 
         #[test]

@@ -29,6 +29,8 @@ mod memory;
 mod read;
 mod readers;
 mod route;
+#[doc(hidden)]
+pub mod saga;
 mod send;
 mod write;
 mod writer_id;

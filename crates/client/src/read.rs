@@ -307,11 +307,15 @@ impl Window {
                 self.sources.push_back(Source::Inline(bytes.slice(range.start as usize..range.end as usize)));
             }
             Body::Stripes(stripes) => {
-                let mut start = 0;
+                let mut start = 0u64;
                 for stripe in stripes {
                     if stripe.plain_bytes.is_some() || stripe.sealing.is_some() || stripe.pack_offset.is_some() {
                         let text = format!("{}: compressed, sealed or packed stripes can't be read yet", stripe.stripe);
                         self.failure = Some(Failure::new(FailureKind::Invalid, text));
+                        return;
+                    }
+                    if let Err(failure) = check_stripe(stripe) {
+                        self.failure = Some(failure);
                         return;
                     }
                     let end = start + stripe.payload_bytes;
@@ -356,6 +360,12 @@ impl Window {
     }
 }
 
+/// Checks a stripe reference of a row before anything is computed from it.
+pub(crate) fn check_stripe(stripe: &StripeRef) -> Result<(), Failure> {
+    let corrupt = |error| Failure::new(FailureKind::Corrupt, format!("{}: {error}", stripe.stripe));
+    stripe.check().map_err(corrupt)
+}
+
 /// The parts of an object that a range meets and whose rows are still to be fetched.
 struct Parts {
     bucket: BucketId,
@@ -368,9 +378,9 @@ struct Parts {
 impl Parts {
     fn over(bucket: BucketId, key: &str, upload: UploadId, spans: &[PartSpan], range: Range<u64>) -> Option<Self> {
         let mut wanted = VecDeque::new();
-        let mut start = 0;
+        let mut start = 0u64;
         for span in spans {
-            let end = start + span.size_bytes;
+            let end = start.saturating_add(span.size_bytes);
             let meets = range.start.max(start)..range.end.min(end);
             if meets.start < meets.end {
                 wanted.push_back((span.clone(), meets.start - start..meets.end - start));
@@ -386,9 +396,10 @@ impl Parts {
             let chart = client.chart();
             u64::from(chart.map.fragment_bytes_max).max(FRAME_BYTES as u64) * u64::from(chart.code().k)
         };
-        let mut page_bytes = 0;
+        let mut page_bytes = 0u64;
         let fits = |(span, _): &&(PartSpan, Range<u64>)| {
-            page_bytes += PART_ROW_BYTES + span.size_bytes.div_ceil(stripe_bytes) * STRIPE_REF_BYTES;
+            let stripes = span.size_bytes.div_ceil(stripe_bytes.max(1));
+            page_bytes = stripes.saturating_mul(STRIPE_REF_BYTES).saturating_add(PART_ROW_BYTES + page_bytes);
             page_bytes <= PARTS_PAGE_BYTES
         };
         let limit = (self.wanted.iter().take_while(fits).count().max(1) as u32).min(LIST_ENTRIES_MAX);

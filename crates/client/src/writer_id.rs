@@ -18,6 +18,9 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before a rotation that failed is tried again.
 const ROTATION_RETRY: Duration = Duration::from_secs(30);
 
+/// Largest writer id: 48 bits of a stripe id.
+const WRITER_MAX: u64 = (1 << 48) - 1;
+
 /// A writer id in use, and the sequence of its stripes.
 struct WriterLease {
     writer: WriterId,
@@ -107,8 +110,10 @@ impl Client {
     async fn take_lease(&self) -> Result<Arc<WriterLease>, Failure> {
         let deadline = Instant::now() + REGISTER_TIMEOUT;
         let command = Command::RegisterWriter(self.inner.config.node);
-        let outcome = self.mutate(GROUP_SYSTEM, command, None, deadline).await?;
-        let Outcome::Writer(writer) = outcome else { return Err(unexpected("RegisterWriter")) };
+        let writer = match self.mutate(GROUP_SYSTEM, command, None, deadline).await? {
+            Outcome::Writer(writer) if writer.0 <= WRITER_MAX => writer,
+            _ => return Err(unexpected("RegisterWriter")),
+        };
         tracing::info!(%writer, "writer id taken");
         Ok(Arc::new(WriterLease { writer, taken: Instant::now(), sequence: AtomicU64::new(0) }))
     }

@@ -315,7 +315,7 @@ impl From<Refusal> for S3Error {
             RefusalKind::BadDigest => Code::BadDigest,
             RefusalKind::TokenMismatch => Code::IdempotencyParameterMismatch,
             RefusalKind::ObjectTooLarge => Code::EntityTooLarge,
-            RefusalKind::WriterFenced | RefusalKind::StaleEpoch => {
+            RefusalKind::WriterFenced | RefusalKind::StaleEpoch | RefusalKind::StaleAttempt => {
                 let error = S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry_after(None));
                 return error.because(format!("{:?}: {}", refusal.kind, refusal.text));
             }

@@ -16,6 +16,8 @@ mod batch;
 mod config;
 mod error;
 mod files;
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod golden;
 mod ledger;

@@ -108,7 +108,8 @@ pub fn verify_frames(frames: &[u8], fragment: FragmentId, first: u16) -> Result<
         return Err(FrameError::Length);
     }
     for (offset, frame) in frames.chunks(FRAME_BYTES).enumerate() {
-        verify_frame(frame, fragment, first + offset as u16)?;
+        let number = u16::try_from(offset).ok().and_then(|offset| first.checked_add(offset));
+        verify_frame(frame, fragment, number.ok_or(FrameError::Length)?)?;
     }
     Ok(())
 }

@@ -89,7 +89,7 @@ impl HybridTime {
 
     /// Returns a time after both `self` and the wall clock at `milliseconds`.
     pub fn tick(self, milliseconds: u64) -> Self {
-        HybridTime::from_millis(milliseconds).max(HybridTime(self.0 + 1))
+        HybridTime::from_millis(milliseconds).max(HybridTime(self.0.saturating_add(1)))
     }
 }
 

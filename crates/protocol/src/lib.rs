@@ -12,6 +12,8 @@
 
 pub mod buffer;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 mod hidden;
 pub mod ids;
 pub mod map;

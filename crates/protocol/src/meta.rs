@@ -22,6 +22,11 @@ pub const REQUEST_MEMORY_MS: u64 = 15 * 60 * 1000;
 pub const TOKEN_MEMORY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Longest address of a node in bytes: a host name of 253, a colon, five digits, brackets.
 pub const ADDRESS_BYTES_MAX: usize = 261;
+/// Rules of a shard's apply from which on impossible bodies are refused, and heavy work is put off
+/// (see [`Command::RaiseRules`]).
+pub const RULES_STRICT: u32 = 1;
+/// Most rows of deferred deletes that one command forgets.
+pub const FINISHED_DELETES_MAX: usize = 1000;
 /// Most entries in one page of any list.
 pub const LIST_ENTRIES_MAX: u32 = 1000;
 
@@ -89,6 +94,15 @@ choice! {
         10 => FinishDeletes(FinishDeletes),
         /// Raises the shard's fence: commits of writers below it fail from now on.
         11 => RaiseFence(WriterId),
+        /// Has the shard decide what follows in its log by newer rules, never by older ones again. The
+        /// leader sends it: which rules hold is a matter of the log, not of the voter that applies it.
+        12 => RaiseRules(u32),
+        /// Takes apart what heavy commands have put off, a bounded number of rows. The leader sends it.
+        13 => TakeApart,
+        /// As `OpenBucket`, for a numbered change: refused where a later change has been seen.
+        14 => OpenAttempt(BucketAttempt),
+        /// As `CloseBucket`, for a numbered change; changes before it are refused from then on.
+        15 => CloseAttempt(BucketAttempt),
 
         64 => CreateBucket(CreateBucket),
         65 => ActivateBucket(BucketId),
@@ -115,6 +129,15 @@ choice! {
         80 => ConsumeJoinToken(ConsumeJoinToken),
         /// A voter's own promise (boot counter, log id, durable floor), checked at every handshake.
         81 => RecordVoter(VoterRecord),
+        /// Shows a bucket that all shards have opened, if no later change has begun.
+        82 => ActivateAttempt(BucketAttempt),
+        /// Begins the deletion of an active bucket under a new number; the outcome is the row with it. Of a bucket
+        /// that is being deleted already: its row.
+        83 => BeginDeleteAttempt(BucketId),
+        /// Turns a deletion round, under a new number: a shard was not empty.
+        84 => ReopenBucket(BucketAttempt),
+        /// Removes a bucket that all shards have closed, if no later change has begun.
+        85 => RemoveAttempt(BucketAttempt),
         /// A node says where it is reached: from itself alone.
         90 => AnnounceAddress(NodeAddress),
     }
@@ -245,6 +268,17 @@ record! {
         2 => name: String,
         3 => owner: String,
         4 => location: Option<String>,
+        /// The sender goes on by `OpenAttempt` and `ActivateAttempt`: the row gets a number.
+        5 -> numbered: bool,
+    }
+}
+
+record! {
+    /// A change of a bucket: creation, deletion, or a deletion turned round. Group 0 numbers them in its
+    /// log's order, so that a step of an earlier change that arrives late is known by its number.
+    pub struct BucketAttempt {
+        1 => bucket: BucketId,
+        2 => attempt: u64,
     }
 }
 
@@ -424,6 +458,8 @@ numbered! {
         ObjectTooLarge = 24,
         /// The command makes no sense to this group: a fault of the sender, nothing was changed.
         Invalid = 25,
+        /// A later change of the bucket has begun.
+        StaleAttempt = 26,
     }
 }
 
@@ -651,6 +687,8 @@ record! {
         5 => fill_ins: u64,
         6 => fence: WriterId,
         7 => buckets: Vec<(BucketId, BucketUsage)>,
+        /// Dropped uploads and buckets that wait to be taken apart; none = 0.
+        8 -> discards: Option<u64>,
     }
 }
 

@@ -13,6 +13,10 @@ pub const KEY_BYTES_MAX: usize = 1024;
 pub const PART_NUMBER_MAX: u16 = 10_000;
 /// Default of `inline_bytes_max`: up to here the bytes live in the metadata row.
 pub const INLINE_BYTES_MAX: usize = 4096;
+/// Most bytes of an object that may stand in its row, whatever the default.
+pub const INLINE_ROW_BYTES_MAX: usize = 64 << 10;
+/// Largest object in bytes (S3: 10,000 parts of 5 GiB).
+pub const OBJECT_BYTES_MAX: u64 = PART_NUMBER_MAX as u64 * (5 << 30);
 
 record! {
     /// An object's ETag: an MD5, and for multipart objects the number of parts.
@@ -109,6 +113,48 @@ choice! {
     }
 }
 
+impl Body {
+    /// Checks that a body that is not made of parts can be that of an object or part of `size_bytes`:
+    /// each stripe is possible, none is named twice, and together they hold what they should.
+    ///
+    /// Fails with `OutOfRange`, which names what is impossible.
+    pub fn check(&self, size_bytes: u64) -> Result<(), wire::WireError> {
+        let refuse = |field: &'static str| Err(wire::WireError::OutOfRange(field));
+        if size_bytes > OBJECT_BYTES_MAX {
+            return refuse("size_bytes");
+        }
+        let stripes = match self {
+            Body::Inline(bytes) if bytes.len() > INLINE_ROW_BYTES_MAX => return refuse("inline bytes"),
+            Body::Inline(bytes) if bytes.len() as u64 != size_bytes => return refuse("size_bytes"),
+            Body::Inline(_) => return Ok(()),
+            Body::Parts(_) => return refuse("body"),
+            Body::Stripes(stripes) => stripes,
+        };
+        stripes.iter().try_for_each(StripeRef::check)?;
+        let held = match &stripes[..] {
+            [packed] if packed.pack_offset.is_some() => {
+                // The object is a slot of the pack: the slot must lie inside.
+                let end = packed.pack_offset.unwrap_or(0).checked_add(size_bytes);
+                let inside = end.is_some_and(|end| end <= packed.object_bytes());
+                return if inside { Ok(()) } else { refuse("pack_offset") };
+            }
+            _ if stripes.iter().any(|stripe| stripe.pack_offset.is_some()) => return refuse("pack_offset"),
+            _ => stripes.iter().try_fold(0u64, |held, stripe| held.checked_add(stripe.object_bytes())),
+        };
+        if held != Some(size_bytes) {
+            return refuse("size_bytes");
+        }
+        if stripes.len() > 1 {
+            let mut ids: Vec<_> = stripes.iter().map(|stripe| stripe.stripe).collect();
+            ids.sort_unstable();
+            if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+                return refuse("stripe");
+            }
+        }
+        Ok(())
+    }
+}
+
 record! {
     /// One part in a finished object's manifest.
     pub struct PartSpan {
@@ -171,6 +217,10 @@ record! {
         /// Access key id's account that owns it.
         5 => owner: String,
         6 => location: Option<String>,
+        /// The number of the change that it went through or goes through; none = 0, from before changes were numbered.
+        7 -> attempt: Option<u64>,
+        /// While closing: a shard was not empty, all are being opened again.
+        8 -> reopening: bool,
     }
 }
 

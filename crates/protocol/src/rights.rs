@@ -28,12 +28,20 @@ impl Command {
             | Command::BeginDeleteBucket(_)
             | Command::KeepBucket(_)
             | Command::RemoveBucket(_)
+            | Command::OpenAttempt(_)
+            | Command::CloseAttempt(_)
+            | Command::ActivateAttempt(_)
+            | Command::BeginDeleteAttempt(_)
+            | Command::ReopenBucket(_)
+            | Command::RemoveAttempt(_)
             | Command::RegisterWriter(_) => &[Role::Gateway],
             Command::RegisterDisk(_) | Command::SetDiskState(_) => &[Role::Storage],
             Command::AnnounceAddress(_) => &[Role::Gateway, Role::Meta, Role::Storage],
             Command::RegisterNode(_) | Command::ConsumeJoinToken(_) => &[Role::Meta],
             Command::CreateAccessKey(_) | Command::RevokeAccessKey(_) | Command::CreateJoinToken(_) => &[Role::Admin],
             Command::RaiseFence(_)
+            | Command::RaiseRules(_)
+            | Command::TakeApart
             | Command::Found(_)
             | Command::SetNodeState(_)
             | Command::ChangePlacement(_)

@@ -38,10 +38,18 @@
 //! | 1      | 1     | k: data fragments of a full stripe, at least 1                            |
 //! | 2      | 1     | m: parity fragments; k + m is at most 32                                  |
 
+use crate::frame::{FRAME_BYTES, FRAME_PAYLOAD_BYTES};
 use crate::ids::{BucketId, FragmentId, PgId, StripeId, UploadId};
 use crate::record;
 use crate::wire::{Wire, WireError};
 use std::fmt;
+
+/// Most fragments of a stripe: k + m of any code.
+pub const WIDTH_MAX: usize = 32;
+/// Largest fragment in bytes of frames, in any pool.
+pub const FRAGMENT_BYTES_MAX: usize = 4 << 20;
+/// Largest payload of a fragment in bytes: what the frames of the largest fragment carry.
+pub const FRAGMENT_PAYLOAD_BYTES_MAX: u64 = (FRAGMENT_BYTES_MAX / FRAME_BYTES * FRAME_PAYLOAD_BYTES) as u64;
 
 /// A Reed-Solomon code with its generator matrix.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,7 +124,7 @@ impl Wire for Code {
     }
     fn decode(input: &[u8]) -> Result<Self, WireError> {
         match *input {
-            [matrix, k, m] if k > 0 && usize::from(k) + usize::from(m) <= 32 => Ok(Code { matrix, k, m }),
+            [matrix, k, m] if k > 0 && usize::from(k) + usize::from(m) <= WIDTH_MAX => Ok(Code { matrix, k, m }),
             _ => Err(WireError::OutOfRange("code")),
         }
     }
@@ -158,11 +166,42 @@ record! {
 }
 
 impl StripeRef {
-    /// Returns how many data fragments are stored: 1 to k.
+    /// Checks that the sizes, the code and the owed fragments are possible together. Whoever takes a
+    /// reference from outside (a request, a reply, a row, a fragment's header) asks this first; the
+    /// other methods compute something for any reference, but only for a possible one what they say.
+    ///
+    /// Fails with `OutOfRange`, which names the field.
+    pub fn check(&self) -> Result<(), WireError> {
+        let refuse = |field: &'static str| Err(WireError::OutOfRange(field));
+        let (k, each) = (u64::from(self.code.k), u64::from(self.fragment_payload_bytes));
+        if k == 0 || self.code.width() > WIDTH_MAX {
+            return refuse("code");
+        }
+        if each == 0 || each > FRAGMENT_PAYLOAD_BYTES_MAX {
+            return refuse("fragment_payload_bytes");
+        }
+        // The product is far below 2^64: both factors were bounded above.
+        if self.payload_bytes == 0 || self.payload_bytes > k * each {
+            return refuse("payload_bytes");
+        }
+        let stored = self.indexes().fold(0u32, |stored, index| stored | 1 << index);
+        let missing = self.missing.unwrap_or(0);
+        if missing & !stored != 0 || missing.count_ones() > u32::from(self.code.m) {
+            return refuse("missing");
+        }
+        if self.plain_bytes.is_some_and(|plain| plain == 0 || plain > k * FRAGMENT_PAYLOAD_BYTES_MAX) {
+            return refuse("plain_bytes");
+        }
+        if self.pack_offset.is_some_and(|offset| offset >= self.object_bytes()) {
+            return refuse("pack_offset");
+        }
+        Ok(())
+    }
+
+    /// Returns how many data fragments are stored: 1 to k, also where the sizes are impossible (see [`StripeRef::check`]).
     pub fn data_count(&self) -> u8 {
         let count = self.payload_bytes.div_ceil(u64::from(self.fragment_payload_bytes).max(1)).max(1);
-        assert!(count <= u64::from(self.code.k), "a stripe holds at most k data fragments");
-        count as u8
+        u8::try_from(count).unwrap_or(u8::MAX).min(self.code.k)
     }
 
     /// Returns the payload bytes of a fragment, data or parity.
@@ -177,19 +216,20 @@ impl StripeRef {
     /// Returns the indexes of all stored fragments: the data fragments, then parity from k.
     pub fn indexes(&self) -> impl Iterator<Item = u8> + use<> {
         let (k, m) = (self.code.k, self.code.m);
-        (0..self.data_count()).chain(k..k + m)
+        (0..self.data_count()).chain(k..k.saturating_add(m))
     }
 
     /// Returns the slot of the placement group that holds a fragment. The first slot rotates with
     /// the stripe's sequence number, so that slot 0 is no hot spot.
     pub fn slot(&self, index: u8) -> usize {
-        let rotation = ((self.stripe.0 >> 24) as u64 % self.code.width() as u64) as usize;
-        (usize::from(index) + rotation) % self.code.width()
+        let width = self.code.width().max(1);
+        let rotation = ((self.stripe.0 >> 24) as u64 % width as u64) as usize;
+        (usize::from(index) + rotation) % width
     }
 
     /// Returns whether a fragment is owed: absent since the row was committed.
     pub fn is_missing(&self, index: u8) -> bool {
-        self.missing.is_some_and(|missing| missing >> index & 1 == 1)
+        self.missing.and_then(|missing| missing.checked_shr(u32::from(index))).is_some_and(|bits| bits & 1 == 1)
     }
 
     /// Returns the id of a fragment.
@@ -257,6 +297,35 @@ mod tests {
         let full = stripe(2500, 1000);
         assert_eq!(full.indexes().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
         assert_eq!((full.fragment_payload(2), full.fragment_payload(4)), (500, 1000));
+    }
+
+    #[test]
+    fn impossible_stripes_are_refused_and_never_panic() {
+        assert_eq!(stripe(2500, 1000).check(), Ok(()));
+        let largest = FRAGMENT_PAYLOAD_BYTES_MAX as u32;
+        assert_eq!(stripe(3 * FRAGMENT_PAYLOAD_BYTES_MAX, largest).check(), Ok(()));
+        let sound = || stripe(2500, 1000);
+        let impossible = [
+            ("payload_bytes", stripe(u64::MAX, 1000)),
+            ("payload_bytes", stripe(3001, 1000)),
+            ("payload_bytes", stripe(0, 1000)),
+            ("fragment_payload_bytes", stripe(2500, 0)),
+            ("fragment_payload_bytes", stripe(2500, largest + 1)),
+            ("fragment_payload_bytes", stripe(u64::MAX, u32::MAX)),
+            ("code", StripeRef { code: Code::new(0, 0), ..sound() }),
+            ("code", StripeRef { code: Code::new(255, 255), ..sound() }),
+            ("missing", StripeRef { missing: Some(1 << 5), ..sound() }),
+            ("missing", StripeRef { missing: Some(0b10), ..stripe(100, 1000) }),
+            ("missing", StripeRef { missing: Some(0b111), ..sound() }),
+            ("plain_bytes", StripeRef { plain_bytes: Some(u64::MAX), ..sound() }),
+            ("pack_offset", StripeRef { pack_offset: Some(2500), ..sound() }),
+        ];
+        for (field, stripe) in impossible {
+            assert_eq!(stripe.check(), Err(WireError::OutOfRange(field)), "{stripe:?}");
+            for index in stripe.indexes().chain([0, 31, 32, 255]) {
+                let _ = (stripe.fragment_payload(index), stripe.slot(index), stripe.is_missing(index));
+            }
+        }
     }
 
     #[test]

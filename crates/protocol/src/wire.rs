@@ -410,12 +410,27 @@ impl<T: Wire> Wire for Option<T> {
     }
 }
 
+/// How deep values may stand inside each other through a box: a value that holds its own kind costs
+/// stack for each level, and a level costs a sender one byte.
+pub const NESTING_MAX: u32 = 8;
+
+thread_local! {
+    static NESTING: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 impl<T: Wire> Wire for Box<T> {
     fn encode(&self, out: &mut Vec<u8>) {
         (**self).encode(out);
     }
     fn decode(input: &[u8]) -> Result<Self, WireError> {
-        T::decode(input).map(Box::new)
+        let level = NESTING.get();
+        if level == NESTING_MAX {
+            return Err(WireError::Malformed("values nested too deeply"));
+        }
+        NESTING.set(level + 1);
+        let value = T::decode(input);
+        NESTING.set(level);
+        value.map(Box::new)
     }
 }
 
@@ -510,6 +525,7 @@ mod tests {
             1 => Empty,
             7 => Full(Sample),
             8 => Perhaps(Option<u64>),
+            9 => Again(Box<Pick>),
         }
     }
 
@@ -545,6 +561,16 @@ mod tests {
         for pick in [Pick::Perhaps(None), Pick::Perhaps(Some(0)), Pick::Perhaps(Some(9))] {
             assert_eq!(Pick::decode(&pick.to_wire()), Ok(pick));
         }
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_not_followed() {
+        let nested = |levels: usize| Pick::decode(&[vec![9; levels], vec![1]].concat());
+        assert!(nested(NESTING_MAX as usize).is_ok());
+        let refused = Err(WireError::Malformed("values nested too deeply"));
+        assert_eq!(nested(NESTING_MAX as usize + 1), refused);
+        assert_eq!(nested(1 << 20), refused);
+        assert!(nested(1).is_ok(), "a refusal leaves nothing behind");
     }
 
     #[test]

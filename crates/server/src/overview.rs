@@ -121,7 +121,7 @@ impl Overview {
         let pool = || vec![("pool", "default".to_string())];
         let one = |value: u64| vec![(vec![], value as f64)];
         let (objects, bytes) = self.buckets();
-        let deferred = self.shards.iter().map(|shard| shard.deferred_deletes).sum();
+        let deferred = self.shards.iter().map(|shard| shard.deferred_deletes).fold(0, u64::saturating_add);
         vec![
             gauge("plinth_node_state", "State of each node: 1 for the one that holds.", node_states(map)),
             gauge(
@@ -146,7 +146,7 @@ impl Overview {
         let mut usage: BTreeMap<BucketId, (u64, u64)> = BTreeMap::new();
         for (bucket, part) in self.shards.iter().flat_map(|shard| &shard.buckets) {
             let whole = usage.entry(*bucket).or_default();
-            *whole = (whole.0 + part.objects, whole.1 + part.bytes);
+            *whole = (whole.0.saturating_add(part.objects), whole.1.saturating_add(part.bytes));
         }
         let mut named: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         let mut sorted: Vec<_> = usage.into_iter().collect();
@@ -154,7 +154,7 @@ impl Overview {
         for (at, (bucket, (objects, bytes))) in sorted.into_iter().enumerate() {
             let name = self.names.get(&bucket).filter(|_| at < BUCKETS_MAX).map_or("__other__", String::as_str);
             let whole = named.entry(name.to_string()).or_default();
-            *whole = (whole.0 + objects, whole.1 + bytes);
+            *whole = (whole.0.saturating_add(objects), whole.1.saturating_add(bytes));
         }
         let label = |name: &String| vec![("bucket", name.clone())];
         let objects = named.iter().map(|(name, (objects, _))| (label(name), *objects as f64)).collect();

@@ -7,8 +7,7 @@ use plinth_protocol::stripe::FragmentHeader;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{Failure, FailureKind};
 
-/// Largest fragment in bytes of frames, in any pool.
-pub const FRAGMENT_BYTES_MAX: usize = 4 << 20;
+pub use plinth_protocol::stripe::FRAGMENT_BYTES_MAX;
 /// Largest fragment header in wire bytes: a key is at most 1,024 bytes, the rest is small.
 pub const HEADER_BYTES_MAX: usize = 3 << 10;
 
@@ -22,9 +21,8 @@ pub fn check_put(header: &FragmentHeader, payload: &[u8]) -> Result<Vec<u8>, Fai
     if header.fragment.stripe != stripe.stripe {
         return Err(invalid("the fragment is not of its stripe"));
     }
-    let each = u64::from(stripe.fragment_payload_bytes);
-    if each == 0 || each > FRAGMENT_BYTES_MAX as u64 || stripe.payload_bytes > each * u64::from(stripe.code.k) {
-        return Err(invalid("the stripe's sizes do not fit its code"));
+    if let Err(error) = stripe.check() {
+        return Err(invalid(&format!("the stripe is impossible: {error}")));
     }
     if !stripe.indexes().any(|stored| stored == index) {
         return Err(invalid("the stripe stores no fragment of this index"));

@@ -22,6 +22,7 @@ pub struct State {
     pub fence: u64,
     pub buckets: BTreeMap<String, BucketRow>,
     pub open: BTreeSet<(GroupId, BucketId)>,
+    pub attempts: BTreeMap<(GroupId, BucketId), u64>,
     pub objects: BTreeMap<(BucketId, String), (ObjectRow, ObjectBody)>,
     pub parts: BTreeMap<(UploadId, u16), PartRow>,
     pub fill_ins: BTreeMap<u64, (GroupId, Owner, StripeRef)>,
@@ -184,18 +185,52 @@ impl State {
     }
 
     fn apply_bucket(&mut self, group: GroupId, command: Command) -> Outcome {
-        let by_id = |buckets: &BTreeMap<String, BucketRow>, id: BucketId| {
-            buckets.values().find(|row| row.bucket == id).map(|row| row.name.clone())
-        };
-        let shift = |buckets: &mut BTreeMap<String, BucketRow>, id, from, to| {
-            let Some(name) = by_id(buckets, id) else { return refuse(RefusalKind::NoSuchBucket) };
-            let row = buckets.get_mut(&name).unwrap();
-            if row.state != from && row.state != to {
-                return refuse(RefusalKind::StaleEpoch);
+        let number = self.number();
+        let change = |buckets: &mut BTreeMap<String, BucketRow>, id: BucketId, attempt: Option<u64>| {
+            let Some(row) = buckets.values().find(|row| row.bucket == id) else {
+                return Err(refuse(RefusalKind::NoSuchBucket));
+            };
+            match attempt.is_some_and(|attempt| attempt != row.attempt.unwrap_or(0)) {
+                true => Err(refuse(RefusalKind::StaleAttempt)),
+                false => Ok(row.name.clone()),
             }
-            row.state = to;
-            Outcome::Bucket(row.clone())
         };
+        let (id, attempt) = match &command {
+            Command::OpenAttempt(change)
+            | Command::CloseAttempt(change)
+            | Command::ActivateAttempt(change)
+            | Command::ReopenBucket(change)
+            | Command::RemoveAttempt(change) => (change.bucket, Some(change.attempt)),
+            Command::BeginDeleteAttempt(id) => (*id, None),
+            Command::CreateBucket(create) => (create.bucket, None),
+            other => panic!("the client does not send {other:?}"),
+        };
+        if matches!(command, Command::OpenAttempt(_) | Command::CloseAttempt(_)) {
+            let seen = self.attempts.entry((group, id)).or_default();
+            if attempt.unwrap() < *seen {
+                return refuse(RefusalKind::StaleAttempt);
+            }
+            *seen = attempt.unwrap();
+        } else if !matches!(command, Command::CreateBucket(_)) {
+            let name = match change(&mut self.buckets, id, attempt) {
+                Ok(name) => name,
+                Err(refused) => return refused,
+            };
+            let row = self.buckets.get_mut(&name).unwrap();
+            match command {
+                Command::ActivateAttempt(_) => (row.state, row.reopening) = (BucketState::Active, false),
+                Command::BeginDeleteAttempt(_) if row.state == BucketState::Active || row.attempt.is_none() => {
+                    (row.state, row.attempt) = (BucketState::Closing, Some(number));
+                }
+                Command::ReopenBucket(_) => (row.reopening, row.attempt) = (true, Some(number)),
+                Command::RemoveAttempt(_) if row.state == BucketState::Closing => {
+                    self.buckets.remove(&name);
+                    return Outcome::Done;
+                }
+                _ => {}
+            }
+            return Outcome::Bucket(row.clone());
+        }
         match command {
             Command::CreateBucket(create) => {
                 if let Some(row) = self.buckets.get(&create.name) {
@@ -209,26 +244,17 @@ impl State {
                     state: BucketState::Opening,
                     owner: create.owner,
                     location: create.location,
+                    attempt: create.numbered.then_some(number),
+                    reopening: false,
                 };
                 self.buckets.insert(create.name, row.clone());
                 Outcome::Bucket(row)
             }
-            Command::ActivateBucket(id) => shift(&mut self.buckets, id, BucketState::Opening, BucketState::Active),
-            Command::BeginDeleteBucket(id) => shift(&mut self.buckets, id, BucketState::Active, BucketState::Closing),
-            Command::KeepBucket(id) => shift(&mut self.buckets, id, BucketState::Closing, BucketState::Active),
-            Command::RemoveBucket(id) => match by_id(&self.buckets, id) {
-                Some(name) if self.buckets[&name].state == BucketState::Closing => {
-                    self.buckets.remove(&name);
-                    Outcome::Done
-                }
-                Some(_) => refuse(RefusalKind::StaleEpoch),
-                None => refuse(RefusalKind::NoSuchBucket),
-            },
-            Command::OpenBucket(id) => {
+            Command::OpenAttempt(_) => {
                 self.open.insert((group, id));
                 Outcome::Done
             }
-            Command::CloseBucket(id) => {
+            Command::CloseAttempt(_) => {
                 let shard = |key: &str| self.map.as_ref().unwrap().shard(id, key).unwrap().group;
                 if self.objects.keys().any(|(bucket, key)| *bucket == id && shard(key) == group) {
                     return refuse(RefusalKind::BucketNotEmpty);

@@ -132,9 +132,9 @@ fn part_slice(view: &ObjectView, number: u64) -> S3Result<Slice> {
     // Parts are counted as the object has them: gaps in the upload's numbers are gone.
     let at = usize::try_from(number - 1).unwrap_or(usize::MAX);
     let span = spans.get(at).ok_or(Code::InvalidPartNumber)?;
-    let start: u64 = spans[..at].iter().map(|span| span.size_bytes).sum();
+    let start = spans[..at].iter().fold(0u64, |sum, span| sum.saturating_add(span.size_bytes));
     let part = PartSlice { checksum: span.checksum.clone(), count: Some(spans.len()) };
-    Ok(Slice { bytes: start..start + span.size_bytes, is_partial: span.size_bytes > 0, part: Some(part) })
+    Ok(Slice { bytes: start..start.saturating_add(span.size_bytes), is_partial: span.size_bytes > 0, part: Some(part) })
 }
 
 fn write_headers(head: &Head, view: &ObjectView, slice: &Slice, out: &mut HeaderMap) -> S3Result<()> {

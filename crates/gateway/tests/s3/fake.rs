@@ -341,6 +341,8 @@ impl Store for Fake {
             state: BucketState::Active,
             owner: owner.into(),
             location,
+            attempt: None,
+            reopening: false,
         };
         state.buckets.insert(name.into(), Arc::new(row.clone()));
         Ok(Outcome::Bucket(row))

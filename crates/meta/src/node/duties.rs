@@ -6,9 +6,10 @@ use crate::MetaError;
 use crate::raft::group::RaftGroup;
 use crate::raft::machine::blocking;
 use crate::room::Sizes;
+use crate::state::Background;
 use plinth_protocol::map::{ClusterMap, NodeRecord, State};
-use plinth_protocol::meta::{Command, Outcome, Query, RefusalKind, Reply, SetNodeState};
-use plinth_protocol::{FailureKind, GROUP_SYSTEM, Method, NodeId};
+use plinth_protocol::meta::{Command, Outcome, Query, RULES_STRICT, RefusalKind, Reply, SetNodeState};
+use plinth_protocol::{FailureKind, GROUP_SYSTEM, GroupId, Method, NodeId};
 use plinth_transport::{Call, Peer};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,9 @@ const GIVE_AWAY_INTERVAL: Duration = Duration::from_secs(10);
 const DUTY_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a command of the leader's own may take.
 const COMMAND_MAX: Duration = Duration::from_secs(5);
+/// Commands of background work of one shard in one round, and the pause between two.
+const COMMANDS_PER_ROUND_MAX: usize = 100;
+const COMMAND_PAUSE: Duration = Duration::from_millis(20);
 /// How often floors that moved are recorded at most.
 const FLOOR_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -66,6 +70,31 @@ async fn measure_room(inner: &Arc<Inner>) -> Option<Sizes> {
     let (files, folder) = (inner.wires.files.clone(), inner.config.folder.clone());
     let free = blocking(move || files.free_bytes(&folder).map_err(MetaError::io("look for room"))).await;
     Some(Sizes { log, free_bytes: free.ok()?, free_bytes_min: inner.config.limits.room_bytes_min })
+}
+
+/// What the leader of an object shard does: has it decide by the rules that this version knows, and take apart what
+/// heavy commands have put off.
+pub(super) async fn tend(node: Weak<Inner>, group: GroupId) {
+    loop {
+        tokio::time::sleep(DUTY_INTERVAL).await;
+        let Some(inner) = node.upgrade() else { return };
+        let Ok(open) = inner.group(group) else { continue };
+        for _ in 0..COMMANDS_PER_ROUND_MAX {
+            let Ok(background) = open.raft.shard().reader().background() else { break };
+            let command = match background {
+                _ if !open.raft.is_leader() => break,
+                Background { rules, .. } if rules < RULES_STRICT => Command::RaiseRules(RULES_STRICT),
+                Background { discards: 1.., .. } => Command::TakeApart,
+                _ => break,
+            };
+            if let Err(failure) = inner.command(group, command, COMMAND_MAX).await {
+                tracing::debug!(%group, %failure, "background work goes on later");
+                break;
+            }
+            // Others' mutations come first.
+            tokio::time::sleep(COMMAND_PAUSE).await;
+        }
+    }
 }
 
 /// Counts changes of leadership, and reports a replica that stops.

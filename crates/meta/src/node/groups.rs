@@ -186,12 +186,15 @@ async fn open_group(inner: &Arc<Inner>, group: GroupId, log: GroupLog) -> Result
     let proposer = Proposer::new(raft.clone(), config.limits.clone(), config.clock.clone());
     let reads = Reads::new(raft.clone(), config.limits.queue_reads_max);
     let leader_changes = Arc::new(AtomicU64::new(0));
-    let tasks = vec![
+    let mut tasks = vec![
         tokio::spawn(proposer.clone().run()),
         tokio::spawn(reads.clone().run()),
         tokio::spawn(super::duties::keep(raft.clone())),
         tokio::spawn(super::duties::watch(Arc::downgrade(inner), raft.clone(), leader_changes.clone())),
     ];
+    if group != GROUP_SYSTEM {
+        tasks.push(tokio::spawn(super::duties::tend(Arc::downgrade(inner), group)));
+    }
     let is_fenced = AtomicBool::new(false);
     Ok(OpenGroup { raft, proposer, reads, leader_changes, is_fenced, tasks })
 }

@@ -27,6 +27,8 @@ const BUSY_RETRY_MS: u64 = 50;
 
 struct Waiting {
     encoded: Vec<u8>,
+    /// Row operations that applying it may take.
+    rows: usize,
     since: Instant,
     reply: oneshot::Sender<Result<Outcome, Failure>>,
 }
@@ -87,7 +89,7 @@ impl Proposer {
     /// Queues a mutation and waits for its outcome.
     pub(crate) async fn mutate(&self, mutation: &Mutation, deadline: Instant) -> Result<Outcome, Failure> {
         state::check(self.group.group, mutation)?;
-        let answer = self.enqueue(encode_mutation(mutation))?;
+        let answer = self.enqueue(encode_mutation(mutation), state::row_operations(&mutation.command))?;
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Failure::new(FailureKind::Unknown, "the replica is stopping")),
@@ -95,7 +97,7 @@ impl Proposer {
         }
     }
 
-    fn enqueue(&self, encoded: Vec<u8>) -> Result<oneshot::Receiver<Result<Outcome, Failure>>, Failure> {
+    fn enqueue(&self, encoded: Vec<u8>, rows: usize) -> Result<oneshot::Receiver<Result<Outcome, Failure>>, Failure> {
         if encoded.len() > self.limits.mutation_bytes_max {
             let text = format!("mutation of {} bytes exceeds {}", encoded.len(), self.limits.mutation_bytes_max);
             return Err(Failure::new(FailureKind::Invalid, text));
@@ -108,7 +110,7 @@ impl Proposer {
             return Err(failure);
         }
         queue.bytes += encoded.len();
-        queue.waiting.push_back(Waiting { encoded, since: Instant::now(), reply });
+        queue.waiting.push_back(Waiting { encoded, rows, since: Instant::now(), reply });
         drop(queue);
         if self.in_flight.load(Ordering::Acquire) < self.limits.entries_in_flight_max {
             self.wake.notify_one();
@@ -135,10 +137,11 @@ impl Proposer {
     /// Takes what fits into one entry; those whose caller has gone are dropped.
     fn take_batch(&self) -> Vec<Waiting> {
         let mut queue = lock(&self.queue);
-        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let (mut batch, mut bytes, mut rows) = (Vec::new(), 0, 0);
         while let Some(next) = queue.waiting.front() {
-            let full = bytes + next.encoded.len() > self.limits.entry_bytes_max && !batch.is_empty();
-            if full || batch.len() >= self.limits.entry_mutations_max {
+            let long = bytes + next.encoded.len() > self.limits.entry_bytes_max;
+            let heavy = rows + next.rows > state::ENTRY_ROWS_MAX;
+            if ((long || heavy) && !batch.is_empty()) || batch.len() >= self.limits.entry_mutations_max {
                 break;
             }
             let next = queue.waiting.pop_front().expect("the loop's condition saw it");
@@ -147,6 +150,7 @@ impl Proposer {
                 continue;
             }
             bytes += next.encoded.len();
+            rows += next.rows;
             batch.push(next);
         }
         batch

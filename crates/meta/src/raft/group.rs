@@ -9,8 +9,11 @@ use super::message::{
 use super::network::{Factory, Wires, overrules};
 use super::snapshot::Incoming;
 use super::store::LogStore;
-use super::words::{Batch, Callback, Config, from_log_entry, from_raft, from_raft_vote, to_raft, to_raft_vote};
+use super::words::{
+    Batch, Callback, Config, RaftEntry, from_log_entry, from_raft, from_raft_vote, to_raft, to_raft_vote,
+};
 
+use crate::log::LogId;
 use crate::log::handle::GroupLog;
 use crate::log::record::{ENTRY_HEAD_BYTES, LogEntry, VoteWords, decode_entry_head};
 use crate::stats::ReplicaState;
@@ -383,6 +386,7 @@ impl RaftGroup {
     }
 
     async fn handle_append(&self, words: AppendWords, payload: Bytes) -> Result<Bytes, Failure> {
+        check_term(words.vote.term)?;
         if words.keep_from.is_some() {
             self.wires.retention.set_keep_from(self.group, words.keep_from);
         }
@@ -393,6 +397,7 @@ impl RaftGroup {
             if length > payload.len() - at {
                 return Err(Failure::new(FailureKind::Corrupt, "entries are cut short"));
             }
+            check_next(entries.last().map(|entry: &RaftEntry| from_raft(&entry.log_id)).or(words.previous), id)?;
             let entry = LogEntry { id, kind, payload: payload.slice(at..at + length) };
             entries.push(from_log_entry(entry)?);
             at += length;
@@ -416,6 +421,7 @@ impl RaftGroup {
     }
 
     async fn handle_ballot(&self, call: RaftCall, words: BallotWords) -> Result<Bytes, Failure> {
+        check_term(words.vote.term)?;
         let mut request = VoteRequest::new(to_raft_vote(&words.vote), words.last.map(to_raft));
         request.leadership_transfer = words.transfer;
         let response = match call {
@@ -432,6 +438,7 @@ impl RaftGroup {
     }
 
     async fn handle_transfer(&self, words: TransferWords) -> Result<Bytes, Failure> {
+        check_term(words.from.term)?;
         let request = TransferLeaderRequest::new(to_raft_vote(&words.from), words.to.0, words.last.map(to_raft));
         let reply = match self.raft.handle_transfer_leader(request).await.map_err(|fatal| stopped(&fatal))? {
             Ok(()) => TransferReply::Accepted,
@@ -452,6 +459,7 @@ impl RaftGroup {
     }
 
     async fn handle_snapshot_begin(&self, begin: SnapshotBegin) -> Result<Bytes, Failure> {
+        check_term(begin.vote.term)?;
         let standing = self.standing_vote(&begin.vote);
         if !overrules(&standing, &begin.vote) {
             let (files, folder) = (self.wires.files.clone(), self.folder.clone());
@@ -478,6 +486,7 @@ impl RaftGroup {
     }
 
     async fn handle_snapshot_end(&self, end: SnapshotEnd) -> Result<Bytes, Failure> {
+        check_term(end.vote.term)?;
         let incoming = self.incoming.lock().await.take_if(|incoming| incoming.transfer() == end.transfer);
         let Some(incoming) = incoming else {
             return Err(Failure::new(FailureKind::Conflict, "another snapshot is being received"));
@@ -541,6 +550,26 @@ fn stopped(fatal: &Fatal<Config>) -> Failure {
 
 fn fatal_of(error: RaftError<Config>) -> Failure {
     Failure::new(FailureKind::Unavailable, error.to_string())
+}
+
+/// Terms and indexes that a message may name stay below this: counting never gets there, and what comes next can
+/// always be counted.
+const COUNT_MAX: u64 = 1 << 56;
+
+fn check_term(term: u64) -> Result<(), Failure> {
+    match term < COUNT_MAX {
+        true => Ok(()),
+        false => Err(Failure::new(FailureKind::Invalid, format!("term {term} is none of ours"))),
+    }
+}
+
+/// Checks that an entry follows the one before it, as openraft takes for granted.
+fn check_next(before: Option<LogId>, id: LogId) -> Result<(), Failure> {
+    let follows = before.is_none_or(|before| before.index.checked_add(1) == Some(id.index) && before.term <= id.term);
+    match follows && id.index < COUNT_MAX && id.term < COUNT_MAX {
+        true => Ok(()),
+        false => Err(Failure::new(FailureKind::Invalid, format!("entry {id} does not follow {before:?}"))),
+    }
 }
 
 /// Openraft's settings. Snapshots and purging are ordered by [`RaftGroup::keep`], never by its own policy.

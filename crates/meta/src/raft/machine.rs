@@ -1,5 +1,6 @@
 //! Openraft's state machine on our own: entries in, rows and outcomes out; snapshots as folders.
 
+use super::applier::{Applier, Step, Work, patiently};
 use super::snapshot::{FolderGuard, ShardFolder};
 use super::words::{
     Config, RaftLeaderId, SnapshotMeta, StoredMembership, decode_stored, encode_stored, from_raft, to_raft,
@@ -9,8 +10,8 @@ use crate::batch::decode_batch;
 use crate::files::Files;
 use crate::log::LogId;
 use crate::log::engine::lock;
-use crate::state::{Applied, LogPosition, Machine, Reader, RocksMemory, RocksStore, StateError};
-use futures_util::{Stream, TryStreamExt};
+use crate::state::{Applied, LogPosition, Machine, Reader, RocksMemory, RocksStore};
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use plinth_protocol::meta::{Command, Mutation};
@@ -19,10 +20,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-/// How long an entry waits for a database that asks for time before it is tried again.
-const STALL_PAUSE: Duration = Duration::from_millis(5);
+/// Most entries that go to the applying thread at once.
+const ENTRIES_PER_TURN_MAX: usize = 64;
 
 /// A snapshot with what it holds.
 pub(crate) type RaftSnapshot = openraft::Snapshot<RaftLeaderId, u64, openraft::impls::BasicNode, SnapshotFolder>;
@@ -86,7 +86,14 @@ impl Shard {
             is_log_held: AtomicBool::new(false),
             hook,
         });
-        Ok((shard.clone(), ShardMachine { shard, machine: Some(machine) }))
+        // The thread keeps no database open that nobody else uses.
+        let applying = Arc::downgrade(&shard);
+        let apply = move |machine: &mut _, step, is_stopped: &dyn Fn() -> bool| match applying.upgrade() {
+            Some(shard) => shard.apply(machine, step, is_stopped),
+            None => Err(MetaError::Stopped("the replica has been closed".into())),
+        };
+        let applier = Applier::start(group, apply)?;
+        Ok((shard.clone(), ShardMachine { shard, machine: Some(machine), applier }))
     }
 
     /// Returns a reader of the rows as they stand now.
@@ -118,6 +125,38 @@ impl Shard {
     pub(crate) fn database_bytes(&self) -> u64 {
         let path = lock(&self.folder).database();
         self.files.size_bytes(&path).unwrap_or(0)
+    }
+
+    /// Applies one entry and answers for it. Blocks.
+    fn apply(
+        &self,
+        machine: &mut Machine<RocksStore>,
+        step: Step,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<(), MetaError> {
+        let Step { at, work, answer } = step;
+        let mut bytes = 0;
+        let mut outcomes = Vec::new();
+        match work {
+            Work::Blank => patiently(is_stopped, || machine.apply_blank(at.clone()))?,
+            Work::Membership(stored) => patiently(is_stopped, || machine.apply_membership(at.clone(), &stored))?,
+            Work::Batch(payload) => {
+                bytes = payload.len() as u64;
+                let (time, mutations) = decode_batch(&payload)?;
+                outcomes = patiently(is_stopped, || machine.apply(at.clone(), time, &mutations))?;
+                if let Some(hook) = &self.hook
+                    && mutations.iter().any(changes_registry)
+                {
+                    hook(&self.reader());
+                }
+            }
+        }
+        self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.unflushed_entries.fetch_add(1, Ordering::Relaxed);
+        if let Some(answer) = answer {
+            answer(outcomes);
+        }
+        Ok(())
     }
 
     /// Makes everything applied durable, and returns what that is. Blocks.
@@ -211,44 +250,43 @@ fn membership_of(applied: &Applied) -> Result<StoredMembership, MetaError> {
 /// The state machine of one replica, as openraft drives it.
 pub(crate) struct ShardMachine {
     shard: Arc<Shard>,
-    /// Absent only while a snapshot is being installed.
+    /// Absent while entries are applied.
     machine: Option<Machine<RocksStore>>,
+    applier: Applier,
 }
 
 impl ShardMachine {
     fn machine(&mut self) -> Result<&mut Machine<RocksStore>, io::Error> {
-        self.machine
-            .as_mut()
-            .ok_or_else(|| io::Error::other("the replica lost its database while a snapshot was installed"))
+        self.machine.as_mut().ok_or_else(machine_lost)
     }
 
-    /// Takes a step of the machine; where the database asks for time, again a little later.
-    async fn take<R>(
-        &mut self,
-        mut step: impl FnMut(&mut Machine<RocksStore>) -> Result<R, StateError>,
-    ) -> Result<R, io::Error> {
-        loop {
-            match step(self.machine()?) {
-                Err(StateError::Stalled) => tokio::time::sleep(STALL_PAUSE).await,
-                taken => return Ok(taken.map_err(MetaError::from)?),
-            }
-        }
+    /// Applies a run of entries on the replica's own thread.
+    async fn take_turn(&mut self, steps: Vec<Step>) -> Result<(), io::Error> {
+        let machine = self.machine.take().ok_or_else(machine_lost)?;
+        let (machine, taken) = self.applier.apply(machine, steps).await?;
+        self.machine = Some(machine);
+        Ok(taken?)
     }
+}
 
-    async fn apply_batch(
-        &mut self,
-        at: LogPosition,
-        payload: &[u8],
-    ) -> Result<Vec<plinth_protocol::meta::Outcome>, io::Error> {
-        let (time, mutations) = decode_batch(payload)?;
-        let outcomes = self.take(|machine| machine.apply(at.clone(), time, &mutations)).await?;
-        if let Some(hook) = &self.shard.hook
-            && mutations.iter().any(changes_registry)
-        {
-            hook(&self.shard.reader());
+fn machine_lost() -> io::Error {
+    io::Error::other("the replica lost its database while entries were applied")
+}
+
+/// Makes a step of an entry.
+fn step_of((entry, responder): EntryResponder<Config>) -> Step {
+    let work = match entry.payload {
+        EntryPayload::Blank => Work::Blank,
+        EntryPayload::Normal(batch) => Work::Batch(batch.0),
+        EntryPayload::Membership(membership) => {
+            Work::Membership(encode_stored(&StoredMembership::new(Some(entry.log_id), membership)))
         }
-        Ok(outcomes)
-    }
+    };
+    let answer = responder.map(|responder| {
+        let answer: Box<dyn FnOnce(_) + Send> = Box::new(move |outcomes| responder.send(outcomes));
+        answer
+    });
+    Step { at: position_of(from_raft(&entry.log_id)), work, answer }
 }
 
 /// Whether voters or addresses may differ after this mutation.
@@ -274,30 +312,20 @@ impl RaftStateMachine<Config> for ShardMachine {
     where
         Strm: Stream<Item = Result<EntryResponder<Config>, io::Error>> + Unpin + OptionalSend,
     {
-        while let Some((entry, responder)) = entries.try_next().await? {
-            let id = from_raft(&entry.log_id);
-            let at = position_of(id);
-            let mut bytes = 0;
-            let outcomes = match entry.payload {
-                EntryPayload::Blank => {
-                    self.take(|machine| machine.apply_blank(at.clone())).await?;
-                    Vec::new()
+        while let Some(first) = entries.try_next().await? {
+            let mut steps = vec![step_of(first)];
+            // What is there already goes along; nothing is waited for.
+            let mut broken = None;
+            while steps.len() < ENTRIES_PER_TURN_MAX && broken.is_none() {
+                match entries.next().now_or_never().flatten() {
+                    Some(Ok(entry)) => steps.push(step_of(entry)),
+                    Some(Err(error)) => broken = Some(error),
+                    None => break,
                 }
-                EntryPayload::Normal(batch) => {
-                    bytes = batch.0.len() as u64;
-                    self.apply_batch(at, &batch.0).await?
-                }
-                EntryPayload::Membership(membership) => {
-                    let stored = StoredMembership::new(Some(entry.log_id), membership);
-                    let stored = encode_stored(&stored);
-                    self.take(|machine| machine.apply_membership(at.clone(), &stored)).await?;
-                    Vec::new()
-                }
-            };
-            self.shard.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.shard.unflushed_entries.fetch_add(1, Ordering::Relaxed);
-            if let Some(responder) = responder {
-                responder.send(outcomes);
+            }
+            self.take_turn(steps).await?;
+            if let Some(error) = broken {
+                return Err(error);
             }
         }
         Ok(())
@@ -368,4 +396,62 @@ pub(crate) async fn drop_blocking(dropped: impl Send + 'static) -> Result<(), Me
         Ok(())
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchBuilder, encode_mutation};
+    use crate::files::SystemFiles;
+    use crate::raft::words::Batch;
+    use plinth_protocol::{HybridTime, NodeId, RequestId};
+    use std::sync::mpsc::{channel, sync_channel};
+    use std::time::Duration;
+
+    /// On a runtime of one worker, as in the smallest node: an entry that takes as long as it likes holds up no task.
+    #[tokio::test]
+    async fn heartbeats_go_on_while_an_entry_is_applied() {
+        let folder = tempfile::tempdir().unwrap();
+        let (applying, seen) = channel();
+        let (go_on, gate) = sync_channel(0);
+        let gate = Mutex::new(gate);
+        let hook: RegistryHook = Arc::new(move |_| {
+            // The first call opens the database; the next ones are in the middle of an entry.
+            applying.send(()).unwrap();
+            let _ = lock(&gate).recv_timeout(Duration::from_secs(10));
+        });
+        let path = folder.path().join("0");
+        let open = tokio::task::spawn_blocking(move || {
+            Shard::open(GROUP_SYSTEM, Arc::new(SystemFiles), RocksMemory::new(1 << 20, 1 << 20), path, Some(hook))
+        });
+        seen.recv().unwrap();
+        go_on.send(()).unwrap();
+        let (_shard, mut machine) = open.await.unwrap().unwrap();
+        let command = Command::SetVoters(plinth_protocol::meta::SetVoters {
+            shard: plinth_protocol::map::ShardRecord {
+                group: GroupId(1),
+                start: plinth_protocol::map::ShardStart { bucket: plinth_protocol::BucketId(0), key: String::new() },
+                voters: vec![NodeId(1)],
+            },
+        });
+        let mutation = Mutation { group: GROUP_SYSTEM, request: RequestId(1), writer: None, token: None, command };
+        let mut batch = BatchBuilder::with_capacity(0);
+        batch.push(&encode_mutation(&mutation));
+        let id = to_raft(LogId { term: 1, leader: NodeId(1), index: 1 });
+        let entry = openraft::Entry { log_id: id, payload: EntryPayload::Normal(Batch(batch.finish(HybridTime(1)))) };
+        let apply = tokio::spawn(async move {
+            machine.apply(futures_util::stream::iter([Ok((entry, None))])).await.unwrap();
+            machine
+        });
+        // This task is the heartbeat: it runs on the same worker, and only it lets the entry go on.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while seen.try_recv().is_err() {
+            assert!(tokio::time::Instant::now() < deadline, "the entry is being applied");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!apply.is_finished());
+        go_on.send(()).unwrap();
+        let mut machine = apply.await.unwrap();
+        assert_eq!(machine.machine().unwrap().position().unwrap().index, 1);
+    }
 }

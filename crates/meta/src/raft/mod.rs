@@ -2,9 +2,10 @@
 //!
 //! [`words`] is our type configuration and the byte formats of votes, entries and memberships;
 //! [`store`] puts openraft's log on [`crate::log`], [`machine`] its state machine on
-//! [`crate::state`]; [`message`] and [`network`] are the calls between voters; [`snapshot`] moves
+//! [`crate::state`], in a thread of its own ([`applier`]); [`message`] and [`network`] are the calls between voters; [`snapshot`] moves
 //! a database as a folder of files; [`group`] is one running group, as the rest of the crate sees it.
 
+pub(crate) mod applier;
 pub(crate) mod fetch;
 pub(crate) mod group;
 pub(crate) mod machine;

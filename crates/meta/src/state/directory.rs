@@ -1,17 +1,23 @@
 //! The system group's directory: buckets by name, access keys, join tokens.
 //!
 //! A bucket lives in two places: its name here, its openness in the shards. Creating goes Opening
-//! → (shards open) → Active, deleting Active → Closing → (shards close) → gone; whoever finds a
-//! bucket on the way may carry on, since every step may be repeated.
+//! → (shards open) → Active, deleting Active → Closing → (shards close) → gone, or, where a shard is not empty,
+//! Closing and reopening → (shards open) → Active; whoever finds a bucket on the way may carry on, since every step may
+//! be repeated. Each of the three changes has a number from here, which goes with all its steps: a step that arrives
+//! when a later change has begun is refused, here and in the shards.
 
 use super::rows::{BucketName, BucketsByAccount, Kept};
 use super::store::{Family, KeyRange, View};
 use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys, rows};
 use plinth_protocol::BucketId;
-use plinth_protocol::meta::{AccessKeyRow, ConsumeJoinToken, CreateBucket, JoinTokenRow, Outcome, RefusalKind};
+use plinth_protocol::meta::{
+    AccessKeyRow, BucketAttempt, ConsumeJoinToken, CreateBucket, JoinTokenRow, Outcome, RefusalKind,
+};
 use plinth_protocol::object::{BucketRow, BucketState};
 
+/// Changes of buckets that one entry can number.
+const ATTEMPTS_PER_ENTRY: u64 = 1 << 16;
 /// Most expired join tokens removed by one command.
 const TOKENS_AT_ONCE: usize = 100;
 
@@ -39,6 +45,8 @@ impl<V: View> Work<'_, V> {
             state: BucketState::Opening,
             owner: create.owner.clone(),
             location: create.location.clone(),
+            attempt: create.numbered.then(|| self.next_attempt()),
+            reopening: false,
         };
         self.put(Family::Registry, key, &row);
         let name = BucketName { name: create.name.clone() };
@@ -75,6 +83,12 @@ impl<V: View> Work<'_, V> {
         Ok(())
     }
 
+    /// Returns the number of a change that begins: above all before it, of any bucket. Log indexes never come twice.
+    fn next_attempt(&mut self) -> u64 {
+        self.attempts = self.attempts.saturating_add(1);
+        self.index.saturating_mul(ATTEMPTS_PER_ENTRY).saturating_add(self.attempts)
+    }
+
     fn bucket_row(&self, bucket: BucketId) -> Decided<Kept<BucketRow>> {
         let absent = || refusal(RefusalKind::NoSuchBucket, format!("there is no bucket {bucket}"));
         let Some(name) = self.read::<BucketName>(Family::Registry, &keys::bucket_id(bucket))? else {
@@ -92,8 +106,81 @@ impl<V: View> Work<'_, V> {
         Outcome::Bucket(row.record)
     }
 
+    /// Returns the row of a bucket for a step that carries no number: those of an older gateway. Numbered buckets
+    /// are not theirs to change.
+    fn unnumbered_row(&self, bucket: BucketId) -> Decided<Kept<BucketRow>> {
+        Ok(self.bucket_row(bucket)?.and_then(|row| match row.record.attempt {
+            None => Ok(row),
+            Some(attempt) => Err(refusal(RefusalKind::StaleAttempt, format!("change {attempt} is under way or done"))),
+        }))
+    }
+
+    /// Returns the row of a bucket whose latest change is the one that the step belongs to.
+    fn row_in_attempt(&self, change: &BucketAttempt) -> Decided<Kept<BucketRow>> {
+        Ok(self.bucket_row(change.bucket)?.and_then(|row| match row.record.attempt.unwrap_or(0) {
+            latest if latest == change.attempt => Ok(row),
+            latest => {
+                let text = format!("change {latest} has begun since change {}", change.attempt);
+                Err(refusal(RefusalKind::StaleAttempt, text))
+            }
+        }))
+    }
+
+    fn put_bucket(&mut self, row: Kept<BucketRow>) -> Outcome {
+        self.batch.put(Family::Registry, keys::bucket_name(&row.record.name), row.encode());
+        Outcome::Bucket(row.record)
+    }
+
+    pub(super) fn activate_attempt(&mut self, change: &BucketAttempt) -> Result<Outcome, StateError> {
+        let mut row = decided!(self.row_in_attempt(change));
+        if row.record.state == BucketState::Closing && !row.record.reopening {
+            return Ok(refuse(RefusalKind::NoSuchBucket, "the bucket is being deleted"));
+        }
+        (row.record.state, row.record.reopening) = (BucketState::Active, false);
+        Ok(self.put_bucket(row))
+    }
+
+    pub(super) fn begin_delete_attempt(&mut self, bucket: BucketId) -> Result<Outcome, StateError> {
+        let mut row = decided!(self.bucket_row(bucket));
+        match (row.record.state, row.record.attempt) {
+            (BucketState::Opening, _) => return Ok(refuse(RefusalKind::NoSuchBucket, "the bucket is being created")),
+            // Under way, by somebody who numbers: any number of deleters share one change.
+            (BucketState::Closing, Some(_)) => return Ok(Outcome::Bucket(row.record)),
+            (BucketState::Active, _) | (BucketState::Closing, None) => {}
+        }
+        (row.record.state, row.record.attempt) = (BucketState::Closing, Some(self.next_attempt()));
+        Ok(self.put_bucket(row))
+    }
+
+    pub(super) fn reopen_bucket(&mut self, change: &BucketAttempt) -> Result<Outcome, StateError> {
+        let mut row = decided!(self.row_in_attempt(change));
+        if row.record.state != BucketState::Closing {
+            return Ok(refuse(RefusalKind::Invalid, "only a closing bucket can be opened again"));
+        }
+        if row.record.reopening {
+            return Ok(Outcome::Bucket(row.record));
+        }
+        (row.record.reopening, row.record.attempt) = (true, Some(self.next_attempt()));
+        Ok(self.put_bucket(row))
+    }
+
+    pub(super) fn remove_attempt(&mut self, change: &BucketAttempt) -> Result<Outcome, StateError> {
+        let row = decided!(self.row_in_attempt(change));
+        if row.record.state != BucketState::Closing || row.record.reopening {
+            return Ok(refuse(RefusalKind::Invalid, "only a closing bucket can be removed"));
+        }
+        Ok(self.drop_bucket(&row.record))
+    }
+
+    fn drop_bucket(&mut self, row: &BucketRow) -> Outcome {
+        self.batch.delete(Family::Registry, keys::bucket_name(&row.name));
+        self.batch.delete(Family::Registry, keys::bucket_of_account(&row.owner, &row.name));
+        self.batch.delete(Family::Registry, keys::bucket_id(row.bucket));
+        Outcome::Done
+    }
+
     pub(super) fn activate_bucket(&mut self, bucket: BucketId) -> Result<Outcome, StateError> {
-        let row = decided!(self.bucket_row(bucket));
+        let row = decided!(self.unnumbered_row(bucket));
         if row.record.state == BucketState::Closing {
             return Ok(refuse(RefusalKind::NoSuchBucket, "the bucket is being deleted"));
         }
@@ -101,12 +188,12 @@ impl<V: View> Work<'_, V> {
     }
 
     pub(super) fn begin_delete_bucket(&mut self, bucket: BucketId) -> Result<Outcome, StateError> {
-        let row = decided!(self.bucket_row(bucket));
+        let row = decided!(self.unnumbered_row(bucket));
         Ok(self.set_bucket_state(row, BucketState::Closing))
     }
 
     pub(super) fn keep_bucket(&mut self, bucket: BucketId) -> Result<Outcome, StateError> {
-        let row = decided!(self.bucket_row(bucket));
+        let row = decided!(self.unnumbered_row(bucket));
         let state = match row.record.state {
             BucketState::Closing => BucketState::Active,
             other => other,
@@ -115,14 +202,11 @@ impl<V: View> Work<'_, V> {
     }
 
     pub(super) fn remove_bucket(&mut self, bucket: BucketId) -> Result<Outcome, StateError> {
-        let row = decided!(self.bucket_row(bucket));
+        let row = decided!(self.unnumbered_row(bucket));
         if row.record.state != BucketState::Closing {
             return Ok(refuse(RefusalKind::Invalid, "only a closing bucket can be removed"));
         }
-        self.batch.delete(Family::Registry, keys::bucket_name(&row.record.name));
-        self.batch.delete(Family::Registry, keys::bucket_of_account(&row.record.owner, &row.record.name));
-        self.batch.delete(Family::Registry, keys::bucket_id(bucket));
-        Ok(Outcome::Done)
+        Ok(self.drop_bucket(&row.record))
     }
 
     pub(super) fn create_access_key(&mut self, key: &AccessKeyRow) -> Result<Outcome, StateError> {

@@ -7,7 +7,7 @@
 use super::objects::{Holder, owner};
 use super::rows::{self, DeferredDelete, Kept, OwedFragments};
 use super::store::{Family, View};
-use super::work::Work;
+use super::work::{Work, count_down, count_up};
 use super::{StateError, keys};
 use plinth_protocol::meta::{FilledIn, FinishDeletes, Outcome};
 use plinth_protocol::object::Body;
@@ -28,33 +28,44 @@ impl<V: View> Work<'_, V> {
     /// Writes a fill-in row for each stripe of a new body that owes fragments.
     pub(super) fn owe_fragments(&mut self, holder: Holder<'_>, body: &Body) {
         let Body::Stripes(stripes) = body else { return };
-        let mut offset = 0;
+        let mut offset = 0u64;
         for (ordinal, stripe) in stripes.iter().enumerate() {
             if stripe.missing.is_some_and(|missing| missing != 0) {
                 let owner = owner(holder, ordinal as u32, offset);
                 let row = OwedFragments { at: self.now, owner, stripe: stripe.clone() };
                 self.put(Family::FillIns, keys::fill_in(stripe.stripe, &holder.row()), &row);
-                self.shard.record.fill_ins += 1;
+                count_up(&mut self.shard.record.fill_ins, 1);
             }
-            offset += stripe.object_bytes();
+            offset = offset.saturating_add(stripe.object_bytes());
         }
     }
 
     /// Queues the stripes of a body that loses its row, and forgets what they owe.
     pub(super) fn free(&mut self, holder: Holder<'_>, body: &Body) {
-        let Body::Stripes(stripes) = body else { return };
+        let doomed = self.forget_owed(holder, body);
+        self.doom(holder, doomed.into_iter());
+    }
+
+    /// Forgets what a body owes that loses its row, and returns the stripes that go with it.
+    pub(super) fn forget_owed(&mut self, holder: Holder<'_>, body: &Body) -> Vec<StripeRef> {
+        let Body::Stripes(stripes) = body else { return Vec::new() };
         for stripe in stripes.iter().filter(|stripe| stripe.missing.is_some_and(|missing| missing != 0)) {
             self.batch.delete(Family::FillIns, keys::fill_in(stripe.stripe, &holder.row()));
-            self.shard.record.fill_ins -= 1;
+            count_down(&mut self.shard.record.fill_ins, 1);
         }
         // A pack has other tenants: it goes by repack, never with one of them.
-        let mut doomed = stripes.iter().filter(|stripe| stripe.pack_offset.is_none()).cloned().peekable();
+        stripes.iter().filter(|stripe| stripe.pack_offset.is_none()).cloned().collect()
+    }
+
+    /// Queues stripes of one key, so many to a row.
+    pub(super) fn doom(&mut self, holder: Holder<'_>, doomed: impl Iterator<Item = StripeRef>) {
+        let mut doomed = doomed.peekable();
         while doomed.peek().is_some() {
             let stripes = doomed.by_ref().take(STRIPES_PER_DELETE_MAX).collect();
             let row = DeferredDelete { at: self.now, bucket: holder.bucket, key: holder.key.to_owned(), stripes };
             self.put(Family::Deletes, keys::deferred(self.now, self.index, self.deferred), &row);
             self.deferred += 1;
-            self.shard.record.deferred_deletes += 1;
+            count_up(&mut self.shard.record.deferred_deletes, 1);
         }
     }
 
@@ -90,7 +101,7 @@ impl<V: View> Work<'_, V> {
                 Some(_) => self.batch.put(Family::FillIns, owed, row.encode()),
                 None => {
                     self.batch.delete(Family::FillIns, owed);
-                    self.shard.record.fill_ins -= 1;
+                    count_down(&mut self.shard.record.fill_ins, 1);
                 }
             }
         }
@@ -102,7 +113,7 @@ impl<V: View> Work<'_, V> {
         for key in &finish.rows {
             if self.get(Family::Deletes, key)?.is_some() {
                 self.batch.delete(Family::Deletes, key.to_vec());
-                self.shard.record.deferred_deletes -= 1;
+                count_down(&mut self.shard.record.deferred_deletes, 1);
             }
         }
         Ok(Outcome::Done)

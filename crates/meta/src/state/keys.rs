@@ -20,7 +20,7 @@
 //! | fill-ins     | stripe id 16, big-endian, then the key of the row that refers to the stripe       |
 //! | tokens       | kind 1 (1 request, 2 client token, 3 finished upload), id 16                      |
 //! | token-expiry | kind 1, expiry as hybrid time 8, id 16                                            |
-//! | state        | tag 1: 1 applied, 2 membership, 3 shard; 16 and a bucket id 8: open bucket        |
+//! | state        | tag 1: 1 applied, 2 membership, 3 shard; 16 and a bucket id 8: open bucket; 17 likewise: closed bucket; 18 and the key of an upload: discarded upload; 19 and a bucket id 8: discarded bucket |
 //! | registry     | tag 1: 1 header; 2 node 8; 3 disk 16; 4 placement group 4; 5 shard 8; 6 voter 8; 7 writer 8; 8 bucket name; 9 bucket id 8; 10 access key id; 11 join token's hash 32; 20 account as an object key is written, 00 01, bucket name; 21 progress of 20 |
 
 use super::store::{KeyRange, successor};
@@ -208,13 +208,35 @@ pub const MEMBERSHIP: &[u8] = &[2];
 pub const SHARD: &[u8] = &[3];
 /// What open buckets' keys in the state family begin with.
 pub const OPEN_BUCKETS: &[u8] = &[16];
+/// What a closed bucket's key in the state family begins with.
+const CLOSED_BUCKET: u8 = 17;
 
 /// Returns the key of an open bucket in the state family.
 pub fn open_bucket(bucket: BucketId) -> Vec<u8> {
     tagged(OPEN_BUCKETS[0], &bucket.0.to_be_bytes())
 }
 
-/// Takes the bucket out of an open bucket's key.
+/// Returns the key of a closed bucket in the state family.
+pub fn closed_bucket(bucket: BucketId) -> Vec<u8> {
+    tagged(CLOSED_BUCKET, &bucket.0.to_be_bytes())
+}
+
+/// What discarded uploads' keys in the state family begin with.
+pub const DISCARDED_UPLOADS: &[u8] = &[18];
+/// What discarded buckets' keys in the state family begin with.
+pub const DISCARDED_BUCKETS: &[u8] = &[19];
+
+/// Returns the key of a discarded upload in the state family.
+pub fn discarded_upload(bucket: BucketId, key: &str, id: UploadId) -> Vec<u8> {
+    tagged(DISCARDED_UPLOADS[0], &upload(bucket, key, id))
+}
+
+/// Returns the key of a discarded bucket in the state family.
+pub fn discarded_bucket(bucket: BucketId) -> Vec<u8> {
+    tagged(DISCARDED_BUCKETS[0], &bucket.0.to_be_bytes())
+}
+
+/// Takes the bucket out of an open bucket's or discarded bucket's key.
 pub fn parse_open_bucket(bytes: &[u8]) -> Result<BucketId, WireError> {
     bytes.last_chunk().map(|id| BucketId(u64::from_be_bytes(*id))).ok_or(WireError::Truncated)
 }

@@ -3,13 +3,13 @@
 //! The walk reads one family in key order and seeks past a common prefix instead of walking
 //! through it, so that a page costs about as many steps as it has lines (L2).
 
-use super::rows::{self, ROW_VERSION};
+use super::rows::{self, OpenBucketRow, ROW_VERSION};
 use super::store::{Cursor, Family, View};
 use super::{StateError, keys};
-use plinth_protocol::UploadId;
 use plinth_protocol::meta::{LIST_ENTRIES_MAX, ListPage, ListQuery, UploadEntry, UploadsPage, UploadsQuery};
 use plinth_protocol::object::{ObjectRow, UploadRow};
 use plinth_protocol::wire::{encode_field, encode_varint};
+use plinth_protocol::{BucketId, HybridTime, UploadId};
 
 /// Where the lines of a listing go.
 trait Lines {
@@ -138,6 +138,14 @@ fn common_prefix<'a>(key: &'a str, prefix: &str, delimiter: Option<&str>) -> Opt
     Some(&key[..prefix.len() + found + delimiter.len()])
 }
 
+/// Returns when a bucket was opened last, where it is open. Uploads from before that have been dropped with it, also
+/// where their rows still wait to be taken apart.
+pub(super) fn opened<V: View>(view: &V, bucket: BucketId) -> Result<Option<HybridTime>, StateError> {
+    let row = view.get(Family::State, &keys::open_bucket(bucket))?;
+    let row: Option<OpenBucketRow> = row.map(|row| rows::decode(Family::State, &row)).transpose()?;
+    Ok(row.map(|row| row.opened))
+}
+
 /// Answers a listing of open uploads, by key, then upload id (M8).
 pub(super) fn uploads<V: View>(view: &V, query: &UploadsQuery) -> Result<UploadsPage, StateError> {
     let mut page = UploadsPage { uploads: Vec::new(), prefixes: Vec::new(), more: false };
@@ -150,17 +158,22 @@ pub(super) fn uploads<V: View>(view: &V, query: &UploadsQuery) -> Result<Uploads
     if limit == 0 {
         return Ok(page);
     }
+    let opened = opened(view, query.bucket)?;
     let mut cursor = view.cursor(Family::Uploads, &range)?;
     while let Some((place, row)) = cursor.item() {
+        let parsed = keys::parse(place).map_err(rows::unreadable(Family::Uploads))?;
+        let upload_row: UploadRow = rows::decode(Family::Uploads, row)?;
+        if opened.is_none_or(|opened| upload_row.initiated < opened) {
+            cursor.step()?;
+            continue;
+        }
         if page.uploads.len() + page.prefixes.len() == limit {
             page.more = true;
             break;
         }
-        let parsed = keys::parse(place).map_err(rows::unreadable(Family::Uploads))?;
         let Some(common) = common_prefix(&parsed.key, &query.prefix, query.delimiter.as_deref()) else {
             let upload = keys::parse_upload(parsed.suffix).map_err(rows::unreadable(Family::Uploads))?;
-            let row: UploadRow = rows::decode(Family::Uploads, row)?;
-            page.uploads.push(UploadEntry { key: parsed.key, upload, row });
+            page.uploads.push(UploadEntry { key: parsed.key, upload, row: upload_row });
             cursor.step()?;
             continue;
         };

@@ -4,16 +4,15 @@
 //! counters, and the applied position. A crash between two entries leaves the state after the
 //! first; the second is applied again from the log.
 
-use super::rows::{self, AppliedRow};
+use super::rows::{self, AppliedRow, ShardRow};
 use super::store::{Family, Store, View};
 use super::work::Work;
 use super::{Batch, StateError, keys, query};
 use crate::planted::{Bug, planted};
 use bytes::Bytes;
 use plinth_protocol::meta::{Command, Mutation, Outcome, Query, Reply};
-use plinth_protocol::object::{PART_NUMBER_MAX, check_key};
 use plinth_protocol::record;
-use plinth_protocol::{Failure, FailureKind, GROUP_SYSTEM, GroupId, HybridTime, NodeId};
+use plinth_protocol::{Failure, GROUP_SYSTEM, GroupId, HybridTime, NodeId};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,6 +36,15 @@ pub struct Applied {
     pub time: HybridTime,
 }
 
+/// What a shard's leader has to see to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Background {
+    /// The rules that the shard decides by.
+    pub rules: u32,
+    /// Dropped uploads and buckets that wait to be taken apart.
+    pub discards: u64,
+}
+
 /// The state machine of one replica of one group. Applying takes the machine alone; reading goes
 /// on meanwhile through [`Reader`]s.
 pub struct Machine<S: Store> {
@@ -45,6 +53,7 @@ pub struct Machine<S: Store> {
     position: Option<LogPosition>,
     time: HybridTime,
     stopped: Option<String>,
+    rows_changed: usize,
 }
 
 impl<S: Store> Machine<S> {
@@ -56,7 +65,7 @@ impl<S: Store> Machine<S> {
             Some(row) => (Some(row.position), row.time),
             None => (None, HybridTime(0)),
         };
-        Ok(Machine { store: Arc::new(store), group, position, time, stopped: None })
+        Ok(Machine { store: Arc::new(store), group, position, time, stopped: None, rows_changed: 0 })
     }
 
     /// The group whose log is applied here.
@@ -72,6 +81,11 @@ impl<S: Store> Machine<S> {
     /// The time of the last command. The leader stamps the next one with [`HybridTime::tick`] of it.
     pub fn time(&self) -> HybridTime {
         self.time
+    }
+
+    /// How many rows the last entry has changed.
+    pub fn rows_changed(&self) -> usize {
+        self.rows_changed
     }
 
     /// Returns a handle for queries, for any thread.
@@ -96,7 +110,7 @@ impl<S: Store> Machine<S> {
         mutations: &[Mutation],
     ) -> Result<Vec<Outcome>, StateError> {
         // A new leader's clock may be behind the last one's: time still moves on.
-        let now = now.max(HybridTime(self.time.0 + 1));
+        let now = now.max(HybridTime(self.time.0.saturating_add(1)));
         self.advance(at, now, |work| {
             let outcomes = mutations.iter().map(|mutation| work.decide(mutation)).collect::<Result<_, _>>()?;
             work.forget_expired(mutations.len())?;
@@ -133,11 +147,11 @@ impl<S: Store> Machine<S> {
         );
         let done = self.commit(&at, now, body);
         match &done {
-            Ok(_) => (self.position, self.time) = (Some(at), now),
+            Ok((_, rows)) => (self.position, self.time, self.rows_changed) = (Some(at), now, *rows),
             Err(StateError::Stalled) => {}
             Err(error) => self.stopped = Some(error.to_string()),
         }
-        done
+        done.map(|(result, _)| result)
     }
 
     fn commit<R>(
@@ -145,7 +159,7 @@ impl<S: Store> Machine<S> {
         at: &LogPosition,
         now: HybridTime,
         body: impl FnOnce(&mut Work<'_, S::View<'_>>) -> Result<R, StateError>,
-    ) -> Result<R, StateError> {
+    ) -> Result<(R, usize), StateError> {
         let view = self.store.view();
         let mut work = Work::begin(&view, self.group, at.index, now)?;
         let result = body(&mut work)?;
@@ -157,7 +171,7 @@ impl<S: Store> Machine<S> {
         }
         drop(view);
         self.store.write(&batch)?;
-        Ok(result)
+        Ok((result, batch.rows()))
     }
 
     /// Answers a query from the state after the last applied entry.
@@ -195,6 +209,16 @@ impl<S: Store> Reader<S> {
     /// taken apart.
     pub fn query_encoded(&self, query: &Query, out: &mut Vec<u8>) -> Result<(), Failure> {
         query::answer_encoded(&self.store.view(), self.group, query, out)
+    }
+
+    /// What a shard's leader has to see to.
+    pub fn background(&self) -> Result<Background, StateError> {
+        let row = self.store.view().get(Family::State, keys::SHARD)?;
+        let shard: Option<ShardRow> = row.map(|row| rows::decode(Family::State, &row)).transpose()?;
+        Ok(Background {
+            rules: shard.as_ref().and_then(|row| row.rules).unwrap_or(0),
+            discards: shard.as_ref().and_then(|row| row.discards).unwrap_or(0),
+        })
     }
 
     /// How far the rows have come.
@@ -243,32 +267,6 @@ fn applied_of(get: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StateError>) -> Res
     })
 }
 
-/// Checks what can be checked of a mutation without any state: the leader refuses before it
-/// proposes, so that the log holds no nonsense.
-pub fn check(group: GroupId, mutation: &Mutation) -> Result<(), Failure> {
-    let refuse = |text: &str| Err(Failure::new(FailureKind::Invalid, text));
-    if mutation.group != group {
-        return refuse("the mutation is for another group");
-    }
-    if !serves(group, &mutation.command) {
-        return refuse("the command is for another kind of group");
-    }
-    let key = match &mutation.command {
-        Command::PutObject(put) => &put.key,
-        Command::DeleteObject(delete) => &delete.key,
-        Command::CreateUpload(create) => &create.key,
-        Command::PutPart(put) if put.number == 0 || put.number > PART_NUMBER_MAX => {
-            return refuse("part numbers are 1 to 10,000");
-        }
-        Command::PutPart(put) => &put.key,
-        Command::CompleteUpload(complete) => &complete.key,
-        Command::AbortUpload(abort) => &abort.key,
-        _ => return Ok(()),
-    };
-    check_key(key)?;
-    Ok(())
-}
-
 /// Returns whether a command adds rows on behalf of a client: what is refused where voters have little room. Deletes,
 /// housekeeping and what operators order to help pass.
 pub(crate) fn grows(command: &Command) -> bool {
@@ -295,7 +293,11 @@ pub(super) fn serves(group: GroupId, command: &Command) -> bool {
         | Command::CloseBucket(_)
         | Command::FillIn(_)
         | Command::FinishDeletes(_)
-        | Command::RaiseFence(_) => group != GROUP_SYSTEM,
+        | Command::RaiseFence(_)
+        | Command::RaiseRules(_)
+        | Command::TakeApart
+        | Command::OpenAttempt(_)
+        | Command::CloseAttempt(_) => group != GROUP_SYSTEM,
         Command::CreateBucket(_)
         | Command::ActivateBucket(_)
         | Command::BeginDeleteBucket(_)
@@ -314,6 +316,10 @@ pub(super) fn serves(group: GroupId, command: &Command) -> bool {
         | Command::RevokeAccessKey(_)
         | Command::CreateJoinToken(_)
         | Command::ConsumeJoinToken(_)
-        | Command::RecordVoter(_) => group == GROUP_SYSTEM,
+        | Command::RecordVoter(_)
+        | Command::ActivateAttempt(_)
+        | Command::BeginDeleteAttempt(_)
+        | Command::ReopenBucket(_)
+        | Command::RemoveAttempt(_) => group == GROUP_SYSTEM,
     }
 }

@@ -20,8 +20,10 @@ pub mod rocks;
 pub mod rows;
 pub mod store;
 
+mod admission;
 mod buckets;
 mod directory;
+mod discards;
 mod error;
 mod garbage;
 mod listing;
@@ -36,9 +38,10 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub use admission::{ENTRY_ROWS_MAX, check, row_operations};
 pub use error::StateError;
 pub(crate) use machine::grows;
-pub use machine::{Applied, LogPosition, Machine, Reader, check};
+pub use machine::{Applied, Background, LogPosition, Machine, Reader};
 pub use memory::MemoryStore;
 pub use rocks::{Fault, RocksMemory, RocksStore};
 pub use store::{Batch, Cursor, Family, KeyRange, Store, View};

@@ -35,7 +35,7 @@ pub(super) fn value_bytes(algorithm: ChecksumAlgorithm) -> usize {
 
 /// Returns the ETag of an object made of parts with these MD5s.
 pub(super) fn etag<'a>(parts: impl ExactSizeIterator<Item = &'a [u8; 16]>) -> Etag {
-    let count = parts.len() as u16;
+    let count = u16::try_from(parts.len()).unwrap_or(u16::MAX);
     let mut hash = Md5::new();
     for md5 in parts {
         hash.update(md5);
@@ -48,7 +48,7 @@ pub(super) fn etag<'a>(parts: impl ExactSizeIterator<Item = &'a [u8; 16]>) -> Et
 pub(super) fn checksum(algorithm: ChecksumAlgorithm, kind: ChecksumKind, parts: &[(u64, &[u8])]) -> Checksum {
     match kind {
         ChecksumKind::Composite => {
-            Checksum { algorithm, kind, value: composite(algorithm, parts), parts: Some(parts.len() as u16) }
+            Checksum { algorithm, kind, value: composite(algorithm, parts), parts: u16::try_from(parts.len()).ok() }
         }
         ChecksumKind::FullObject => Checksum { algorithm, kind, value: full_object(algorithm, parts), parts: None },
     }
@@ -69,14 +69,14 @@ fn crc(algorithm: ChecksumAlgorithm) -> CrcAlgorithm {
     match algorithm {
         ChecksumAlgorithm::Crc32 => CrcAlgorithm::Crc32IsoHdlc,
         ChecksumAlgorithm::Crc32c => CrcAlgorithm::Crc32Iscsi,
-        ChecksumAlgorithm::Crc64Nvme => CrcAlgorithm::Crc64Nvme,
-        ChecksumAlgorithm::Sha1 | ChecksumAlgorithm::Sha256 => unreachable!("hashes are composite only"),
+        // Hashes are composite only (`kind_of`): nobody asks for their CRC.
+        ChecksumAlgorithm::Crc64Nvme | ChecksumAlgorithm::Sha1 | ChecksumAlgorithm::Sha256 => CrcAlgorithm::Crc64Nvme,
     }
 }
 
 /// The big-endian form of a CRC, as S3 shows it.
 fn crc_value(algorithm: ChecksumAlgorithm, sum: u64) -> Bytes {
-    Bytes::copy_from_slice(&sum.to_be_bytes()[8 - value_bytes(algorithm)..])
+    Bytes::copy_from_slice(&sum.to_be_bytes()[8usize.saturating_sub(value_bytes(algorithm))..])
 }
 
 fn crc_number(value: &[u8]) -> u64 {
@@ -145,8 +145,8 @@ pub(super) fn list_hash(complete: &CompleteUpload) -> u128 {
     plinth_protocol::wire::encode_counted(&complete.key, &mut bytes);
     parts.encode(&mut bytes);
     let hash = digest::digest(&digest::SHA256, &bytes);
-    let (head, _) = hash.as_ref().split_first_chunk().expect("a SHA-256 has more than 16 bytes");
-    u128::from_be_bytes(*head)
+    let head = hash.as_ref().iter().take(16);
+    head.fold(0u128, |sum, byte| sum << 8 | u128::from(*byte))
 }
 
 #[cfg(test)]

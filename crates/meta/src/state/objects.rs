@@ -1,15 +1,14 @@
 //! Objects: publish, overwrite, delete.
 
 use super::store::{Family, View};
-use super::work::{Decided, Work, decided, refusal, refuse};
+use super::work::{Decided, Work, count_down, count_up, decided, refusal, refuse};
 use super::{StateError, keys};
-use plinth_protocol::meta::{DeleteObject, Expectation, ExpectationKind, Outcome, PutObject, Refusal, RefusalKind};
-use plinth_protocol::object::{Body, Etag, ObjectBody, ObjectRow, check_key};
+use plinth_protocol::meta::{
+    DeleteObject, Expectation, ExpectationKind, Outcome, PutObject, RULES_STRICT, Refusal, RefusalKind,
+};
+use plinth_protocol::object::{Body, Etag, INLINE_ROW_BYTES_MAX, ObjectBody, ObjectRow, check_key};
 use plinth_protocol::stripe::{Owner, StripeRef};
 use plinth_protocol::{BucketId, RequestId};
-
-/// Most bytes of an object that may stand in its row.
-pub(super) const INLINE_ROW_BYTES_MAX: usize = 64 << 10;
 
 /// Whose bytes a body holds: an object's own, or those of one of its parts.
 #[derive(Clone, Copy)]
@@ -114,13 +113,13 @@ impl<V: View> Work<'_, V> {
         }
         match self.bucket(bucket)? {
             Ok(usage) => {
-                usage.record.objects += 1;
-                usage.record.bytes += row.size_bytes;
+                count_up(&mut usage.record.objects, 1);
+                count_up(&mut usage.record.bytes, row.size_bytes);
             }
             Err(refusal) => return Ok(Err(refusal)),
         }
-        self.shard.record.objects += 1;
-        self.shard.record.object_bytes += row.size_bytes;
+        count_up(&mut self.shard.record.objects, 1);
+        count_up(&mut self.shard.record.object_bytes, row.size_bytes);
         let place = keys::object(bucket, key);
         self.put(Family::Objects, place.clone(), row);
         self.put(Family::Bodies, place, body);
@@ -131,13 +130,13 @@ impl<V: View> Work<'_, V> {
     /// remove or replace; part rows go here.
     fn displace(&mut self, bucket: BucketId, key: &str, old: &ObjectRow) -> Result<(), StateError> {
         if let Ok(usage) = self.bucket(bucket)? {
-            usage.record.objects -= 1;
-            usage.record.bytes -= old.size_bytes;
+            count_down(&mut usage.record.objects, 1);
+            count_down(&mut usage.record.bytes, old.size_bytes);
         }
-        self.shard.record.objects -= 1;
-        self.shard.record.object_bytes -= old.size_bytes;
+        count_down(&mut self.shard.record.objects, 1);
+        count_down(&mut self.shard.record.object_bytes, old.size_bytes);
         if let Some(upload) = old.upload {
-            return self.drop_parts(bucket, key, upload, &[]);
+            return self.drop_parts(bucket, key, upload);
         }
         let body: Option<ObjectBody> = self.read(Family::Bodies, &keys::object(bucket, key))?;
         if let Some(body) = body {
@@ -149,6 +148,11 @@ impl<V: View> Work<'_, V> {
     /// Checks that a body is possible for its size and that its writers are not fenced.
     pub(super) fn check_body(&self, body: &Body, size_bytes: u64) -> Result<(), Refusal> {
         let invalid = |text: &str| Err(refusal(RefusalKind::Invalid, text));
+        if self.follows(RULES_STRICT)
+            && let Err(error) = body.check(size_bytes)
+        {
+            return invalid(&format!("the body is impossible: {error}"));
+        }
         match body {
             Body::Inline(bytes) if bytes.len() > INLINE_ROW_BYTES_MAX => invalid("too many bytes for a row"),
             Body::Inline(bytes) if bytes.len() as u64 != size_bytes => invalid("size and inline bytes differ"),

@@ -57,7 +57,7 @@ pub fn plan(map: &ClusterMap, code: Code) -> Result<ChangePlacement, PlacementEr
 /// As [`plan`], over disks that the caller chose.
 pub fn plan_over(map: &ClusterMap, candidates: Vec<Candidate>, code: Code) -> Result<ChangePlacement, PlacementError> {
     let candidates = with_disks_as_domains(candidates, code);
-    let first = map.pgs.iter().map(|pg| pg.pg.0 + 1).max().unwrap_or(0);
+    let first = map.pgs.iter().map(|pg| pg.pg.0.saturating_add(1)).max().unwrap_or(0);
     let add = build(&candidates, code, PgId(first))?;
     let close = map.pgs.iter().filter(|pg| !pg.closed).map(|pg| pg.pg).collect();
     let code = (code != map.code).then_some(code);
@@ -137,7 +137,8 @@ impl Planner {
         if by_domain.len() < width {
             return Err(PlacementError::Domains { code, domains: by_domain.len() });
         }
-        let weights: Vec<u64> = by_domain.values().map(|disks| disks.values().sum()).collect();
+        let weights: Vec<u64> =
+            by_domain.values().map(|disks| disks.values().fold(0, |sum: u64, own| sum.saturating_add(*own))).collect();
         let shares = domain_shares(&weights, width);
         let mut planner = Planner { width, disks: Vec::new(), domains: Vec::new() };
         for ((members, weight), share) in by_domain.into_values().zip(weights).zip(shares) {

@@ -125,6 +125,17 @@ fn is_open<V: View>(view: &V, bucket: BucketId) -> Result<bool, StateError> {
     Ok(view.get(Family::State, &keys::open_bucket(bucket))?.is_some())
 }
 
+fn open_upload<V: View>(
+    view: &V,
+    bucket: BucketId,
+    key: &str,
+    upload: UploadId,
+) -> Result<Option<UploadRow>, StateError> {
+    let row: Option<UploadRow> = read(view, Family::Uploads, &keys::upload(bucket, key, upload))?;
+    let opened = listing::opened(view, bucket)?;
+    Ok(row.filter(|row| opened.is_some_and(|opened| row.initiated >= opened)))
+}
+
 fn read<V: View, T: Wire>(view: &V, family: Family, key: &[u8]) -> Result<Option<T>, StateError> {
     view.get(family, key)?.map(|row| rows::decode(family, &row)).transpose()
 }
@@ -155,14 +166,13 @@ fn object<V: View>(view: &V, query: &ObjectQuery) -> Answered {
 }
 
 fn upload<V: View>(view: &V, query: &UploadQuery) -> Answered {
-    let key = keys::upload(query.bucket, &query.key, query.upload);
-    let row: Option<UploadRow> = read(view, Family::Uploads, &key)?;
+    let row = open_upload(view, query.bucket, &query.key, query.upload)?;
     Ok(row.map_or(Reply::Absent(RefusalKind::NoSuchUpload), Reply::Upload))
 }
 
 /// Whether an upload is open, or has become the key's current object.
 fn has_upload<V: View>(view: &V, bucket: BucketId, key: &str, upload: UploadId) -> Result<bool, StateError> {
-    if view.get(Family::Uploads, &keys::upload(bucket, key, upload))?.is_some() {
+    if open_upload(view, bucket, key, upload)?.is_some() {
         return Ok(true);
     }
     let object: Option<ObjectRow> = read(view, Family::Objects, &keys::object(bucket, key))?;
@@ -264,6 +274,7 @@ fn shard_stat<V: View>(view: &V) -> Answered {
         uploads: count(|shard| shard.uploads),
         deferred_deletes: count(|shard| shard.deferred_deletes),
         fill_ins: count(|shard| shard.fill_ins),
+        discards: shard.as_ref().and_then(|shard| shard.discards).filter(|discards| *discards > 0),
         fence: shard.as_ref().map_or(WriterId(0), |shard| shard.fence),
         buckets,
     }))

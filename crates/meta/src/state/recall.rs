@@ -7,7 +7,7 @@
 
 use super::rows::Remembered;
 use super::store::{Family, KeyRange, View};
-use super::work::Work;
+use super::work::{Work, count_down, count_up};
 use super::{StateError, keys};
 use keys::Memory;
 use plinth_protocol::meta::{ClientToken, Outcome, REQUEST_MEMORY_MS, RefusalKind, TOKEN_MEMORY_MS};
@@ -75,7 +75,7 @@ impl<V: View> Work<'_, V> {
     ) {
         match old {
             Some(old) => self.batch.delete(Family::TokenExpiry, keys::expiry(kind, old.expires, id)),
-            None => *self.memory(kind).count += 1,
+            None => count_up(self.memory(kind).count, 1),
         }
         let expires = HybridTime::from_millis(self.now.millis() + memory_ms);
         let row = Remembered { expires, outcome: outcome.clone(), parameters };
@@ -126,7 +126,7 @@ impl<V: View> Work<'_, V> {
             surplus = surplus.saturating_sub(1);
             self.batch.delete(Family::Tokens, keys::memory(kind, id));
             self.batch.delete(Family::TokenExpiry, key);
-            *self.memory(kind).count -= 1;
+            count_down(self.memory(kind).count, 1);
         }
         *self.memory(kind).due = next;
         Ok(())

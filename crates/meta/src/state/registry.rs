@@ -41,7 +41,7 @@ impl<V: View> Work<'_, V> {
     }
 
     fn bump_epoch(&mut self, mut header: Kept<MapHeader>) {
-        header.record.epoch = Epoch(header.record.epoch.0 + 1);
+        header.record.epoch = Epoch(header.record.epoch.0.saturating_add(1));
         self.put_header(&header);
     }
 
@@ -69,7 +69,7 @@ impl<V: View> Work<'_, V> {
             name: map.name.clone(),
             voters: map.voters.clone(),
             feature_level: map.feature_level,
-            next_node: NodeId(last + 1),
+            next_node: NodeId(last.saturating_add(1)),
             next_writer: WriterId(1),
         };
         self.put_header(&Kept::new(header));
@@ -98,7 +98,10 @@ impl<V: View> Work<'_, V> {
             return Ok(refuse(RefusalKind::NoSuchNode, format!("{node} is not registered")));
         }
         let writer = header.record.next_writer;
-        assert!(writer.0 < WRITERS_MAX, "48 bits of writers last for millions of years");
+        // 48 bits of writers last for millions of years.
+        if writer.0 >= WRITERS_MAX {
+            return Ok(refuse(RefusalKind::Invalid, "all writer ids have been handed out"));
+        }
         header.record.next_writer = WriterId(writer.0 + 1);
         self.put_header(&header);
         self.put(Family::Registry, keys::writer(writer), &WriterRow { node, at: self.now });
@@ -120,7 +123,10 @@ impl<V: View> Work<'_, V> {
 
     fn add_node(&mut self, mut header: Kept<MapHeader>, register: &RegisterNode) -> Result<Outcome, StateError> {
         let id = header.record.next_node;
-        header.record.next_node = NodeId(id.0 + 1);
+        let Some(next) = id.0.checked_add(1) else {
+            return Ok(refuse(RefusalKind::Invalid, "all node ids have been handed out"));
+        };
+        header.record.next_node = NodeId(next);
         let node = NodeRecord { node: id, incarnation: Incarnation(1), state: State::Up, ..register.node.clone() };
         self.put(Family::Registry, keys::node(id), &NodeRow { node: node.clone(), public_key: register.public_key });
         self.bump_epoch(header);
@@ -138,7 +144,7 @@ impl<V: View> Work<'_, V> {
         }
         // Draining is an operator's order and outlives a restart.
         let state = if known.state == State::Draining { State::Draining } else { State::Up };
-        let incarnation = Incarnation(known.incarnation.0 + 1);
+        let incarnation = Incarnation(known.incarnation.0.saturating_add(1));
         let node = NodeRecord { incarnation, state, ..register.node.clone() };
         row.record.node = node.clone();
         row.record.public_key = register.public_key.or(row.record.public_key);

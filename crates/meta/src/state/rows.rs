@@ -15,7 +15,7 @@
 //! | fill-ins     | [`OwedFragments`]                                              |
 //! | tokens       | [`Remembered`]                                                 |
 //! | token-expiry | nothing: zero bytes                                            |
-//! | state        | 1 [`AppliedRow`], 2 the Raft membership as it was given (no version byte), 3 [`ShardRow`], 16 [`OpenBucketRow`] |
+//! | state        | 1 [`AppliedRow`], 2 the Raft membership as it was given (no version byte), 3 [`ShardRow`], 16 [`OpenBucketRow`], 17 [`ClosedBucketRow`], 18 [`DiscardedUpload`], 19 [`DiscardedBucket`] |
 //! | registry     | 1 [`MapHeader`], 2 [`NodeRow`], 3 `map::DiskRecord`, 4 `map::PlacementGroup`, 5 `map::ShardRecord`, 6 `meta::VoterRecord`, 7 [`WriterRow`], 8 `object::BucketRow`, 9 [`BucketName`], 10 `meta::AccessKeyRow`, 11 `meta::JoinTokenRow`, 20 [`BucketName`], 21 [`BucketsByAccount`] |
 //!
 //! A row that is rewritten in place goes through [`Kept`], which carries the ignorable fields that
@@ -25,6 +25,7 @@
 use super::StateError;
 use super::machine::LogPosition;
 use super::store::Family;
+use bytes::Bytes;
 use plinth_protocol::map::NodeRecord;
 use plinth_protocol::meta::Outcome;
 use plinth_protocol::record;
@@ -91,6 +92,10 @@ record! {
         10 => requests_due: Option<HybridTime>,
         11 => tokens_due: Option<HybridTime>,
         12 => uploads_due: Option<HybridTime>,
+        /// The rules that mutations are decided by; none = those of the first version.
+        13 -> rules: Option<u32>,
+        /// Rows of [`DiscardedUpload`] and [`DiscardedBucket`].
+        14 -> discards: Option<u64>,
     }
 }
 
@@ -100,6 +105,37 @@ record! {
         1 => opened: HybridTime,
         2 => objects: u64,
         3 => bytes: u64,
+        /// The change that opened it last; none = 0.
+        4 -> attempt: Option<u64>,
+    }
+}
+
+record! {
+    /// A bucket that a numbered change has closed here: what came before it stays refused. The row
+    /// outlives the bucket, whose id is never used again.
+    pub struct ClosedBucketRow {
+        1 => attempt: u64,
+    }
+}
+
+record! {
+    /// An upload whose part rows wait to be taken apart: all of them or, where it has become the key's
+    /// current object, those that the object does not list.
+    pub struct DiscardedUpload {
+        1 => at: HybridTime,
+        /// Parts below this number have been seen.
+        2 -> from: Option<u16>,
+    }
+}
+
+record! {
+    /// A bucket whose open uploads wait to be taken apart: those from before the bucket was opened last, all
+    /// of them where it is closed.
+    pub struct DiscardedBucket {
+        /// The uploads were begun at this time or before.
+        1 => at: HybridTime,
+        /// Uploads up to this row's key have been seen.
+        2 -> after: Option<Bytes>,
     }
 }
 

@@ -202,6 +202,11 @@ impl Batch {
         })
     }
 
+    /// Returns how many rows the batch changes.
+    pub fn rows(&self) -> usize {
+        self.families.iter().map(BTreeMap::len).sum()
+    }
+
     /// Returns whether the batch changes nothing.
     pub fn is_empty(&self) -> bool {
         self.families.iter().all(BTreeMap::is_empty)

@@ -6,24 +6,22 @@
 use super::multipart;
 use super::objects::{Holder, check_expectation, same_etag};
 use super::store::{Family, KeyRange, View};
-use super::work::{Decided, Work, decided, refusal, refuse};
+use super::work::{Decided, Work, count_down, count_up, decided, refusal, refuse};
 use super::{StateError, keys, rows};
 use bytes::Bytes;
 use plinth_protocol::meta::{
-    AbortUpload, CompletePart, CompleteUpload, CreateUpload, Outcome, PutPart, Refusal, RefusalKind,
+    AbortUpload, CompletePart, CompleteUpload, CreateUpload, Outcome, PutPart, RULES_STRICT, Refusal, RefusalKind,
 };
 use plinth_protocol::object::{
-    Body, Checksum, ChecksumAlgorithm, ChecksumKind, Etag, ObjectBody, ObjectRow, PART_NUMBER_MAX, PartRow, PartSpan,
-    UploadRow, check_key,
+    Body, Checksum, ChecksumAlgorithm, ChecksumKind, Etag, OBJECT_BYTES_MAX, ObjectBody, ObjectRow, PART_NUMBER_MAX,
+    PartRow, PartSpan, UploadRow, check_key,
 };
+use plinth_protocol::wire::{Fields, Record, Wire, WireError};
 use plinth_protocol::{BucketId, RequestId, UploadId};
+use std::collections::BTreeMap;
 
 /// Smallest part but the last, in bytes (S3).
 pub(super) const PART_BYTES_MIN: u64 = 5 << 20;
-/// Largest object in bytes (S3: 10,000 parts of 5 GiB).
-pub(super) const OBJECT_BYTES_MAX: u64 = PART_NUMBER_MAX as u64 * (5 << 30);
-/// Part rows read at a time while an upload is taken apart.
-const PARTS_AT_ONCE: usize = PART_NUMBER_MAX as usize;
 
 fn no_such_upload() -> Outcome {
     refuse(RefusalKind::NoSuchUpload, "the upload was completed, aborted, or never was")
@@ -46,21 +44,32 @@ impl<V: View> Work<'_, V> {
             (None, None) => None,
         };
         let key = keys::upload(create.bucket, &create.key, create.upload);
-        if let Some(open) = self.read::<UploadRow>(Family::Uploads, &key)? {
-            let same = open.request == request;
-            let taken = || refuse(RefusalKind::AlreadyExists, "the upload id is taken");
-            return Ok(if same { Outcome::Done } else { taken() });
+        let taken = || Ok(refuse(RefusalKind::AlreadyExists, "the upload id is taken"));
+        if let Some(open) = self.open_upload(create.bucket, &create.key, create.upload)? {
+            return if open.request == request { Ok(Outcome::Done) } else { taken() };
         }
+        // Rows of an upload of this id wait to be taken apart, or are those of the object that it became.
+        if self.follows(RULES_STRICT) && self.has_rows(create.bucket, &create.key, create.upload)? {
+            return taken();
+        }
+        let opened = decided!(self.bucket(create.bucket)).record.opened;
         let row = UploadRow {
-            initiated: self.now,
+            initiated: self.now.max(opened),
             headers: create.headers.clone(),
             algorithm: create.algorithm,
             kind,
             request,
         };
         self.put(Family::Uploads, key, &row);
-        self.shard.record.uploads += 1;
+        count_up(&mut self.shard.record.uploads, 1);
         Ok(Outcome::Done)
+    }
+
+    fn has_rows(&self, bucket: BucketId, key: &str, upload: UploadId) -> Result<bool, StateError> {
+        let object: Option<ObjectRow> = self.read(Family::Objects, &keys::object(bucket, key))?;
+        Ok(object.is_some_and(|row| row.upload == Some(upload))
+            || self.get(Family::Uploads, &keys::upload(bucket, key, upload))?.is_some()
+            || self.is_discarded(bucket, key, upload)?)
     }
 
     pub(super) fn put_part(&mut self, request: RequestId, put: &PutPart) -> Result<Outcome, StateError> {
@@ -68,8 +77,7 @@ impl<V: View> Work<'_, V> {
         if put.number == 0 || put.number > PART_NUMBER_MAX {
             return Ok(refuse(RefusalKind::Invalid, "part numbers are 1 to 10,000"));
         }
-        let upload: Option<UploadRow> = self.read(Family::Uploads, &keys::upload(put.bucket, &put.key, put.upload))?;
-        let Some(upload) = upload else {
+        let Some(upload) = self.open_upload(put.bucket, &put.key, put.upload)? else {
             return Ok(no_such_upload());
         };
         if let Err(refusal) = check_part(&upload, &put.part) {
@@ -95,8 +103,7 @@ impl<V: View> Work<'_, V> {
 
     pub(super) fn abort_upload(&mut self, abort: &AbortUpload) -> Result<Outcome, StateError> {
         decided!(self.bucket(abort.bucket));
-        let key = keys::upload(abort.bucket, &abort.key, abort.upload);
-        if self.get(Family::Uploads, &key)?.is_none() {
+        if self.open_upload(abort.bucket, &abort.key, abort.upload)?.is_none() {
             return Ok(no_such_upload());
         }
         self.drop_upload(abort.bucket, &abort.key, abort.upload)?;
@@ -105,35 +112,18 @@ impl<V: View> Work<'_, V> {
 
     /// Removes an open upload with its parts.
     pub(super) fn drop_upload(&mut self, bucket: BucketId, key: &str, upload: UploadId) -> Result<(), StateError> {
-        self.drop_parts(bucket, key, upload, &[])?;
+        self.drop_parts(bucket, key, upload)?;
         self.batch.delete(Family::Uploads, keys::upload(bucket, key, upload));
-        self.shard.record.uploads -= 1;
+        count_down(&mut self.shard.record.uploads, 1);
         Ok(())
     }
 
-    /// Removes the part rows of an upload but those with the numbers `kept` (ascending), and queues
-    /// their stripes.
-    pub(super) fn drop_parts(
-        &mut self,
-        bucket: BucketId,
-        key: &str,
-        upload: UploadId,
-        kept: &[u16],
-    ) -> Result<(), StateError> {
-        for (place, part) in self.parts(bucket, key, upload)? {
-            let number = keys::parse_part_number(&place).map_err(rows::unreadable(Family::Parts))?;
-            if kept.binary_search(&number).is_err() {
-                self.free(Holder { bucket, key, part: Some((upload, number)) }, &part.body);
-                self.batch.delete(Family::Parts, place);
-            }
-        }
-        Ok(())
-    }
-
-    fn parts(&self, bucket: BucketId, key: &str, upload: UploadId) -> Result<Vec<(Vec<u8>, PartRow)>, StateError> {
-        let range = KeyRange::of_prefix(&keys::upload(bucket, key, upload));
-        let parts = self.scan(Family::Parts, &range, PARTS_AT_ONCE)?;
-        parts.into_iter().map(|(place, row)| Ok((place, rows::decode(Family::Parts, &row)?))).collect()
+    /// Returns the row of an open upload. One from before its bucket was opened last has been dropped with the
+    /// bucket, also where its row still waits to be taken apart.
+    fn open_upload(&mut self, bucket: BucketId, key: &str, upload: UploadId) -> Result<Option<UploadRow>, StateError> {
+        let opened = self.bucket(bucket)?.ok().map(|row| row.record.opened);
+        let row: Option<UploadRow> = self.read(Family::Uploads, &keys::upload(bucket, key, upload))?;
+        Ok(row.filter(|row| opened.is_some_and(|opened| row.initiated >= opened)))
     }
 
     pub(super) fn complete_upload(
@@ -144,13 +134,13 @@ impl<V: View> Work<'_, V> {
         decided!(self.bucket(complete.bucket));
         let key = keys::upload(complete.bucket, &complete.key, complete.upload);
         let list = multipart::list_hash(complete);
-        let Some(upload) = self.read::<UploadRow>(Family::Uploads, &key)? else {
+        let Some(upload) = self.open_upload(complete.bucket, &complete.key, complete.upload)? else {
             // M5: the same list gets the same answer, another one none.
             let first = self.recall(keys::Memory::Upload, complete.upload.0)?;
             let same = self.valid(&first).filter(|first| first.parameters == Some(list));
             return Ok(same.map_or_else(no_such_upload, |first| first.outcome.clone()));
         };
-        let listed = decided!(self.listed_parts(complete));
+        let (listed, unlisted) = decided!(self.listed_parts(complete));
         let size_bytes = match check_sizes(&listed, complete.size_bytes) {
             Ok(size) => size,
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
@@ -174,27 +164,32 @@ impl<V: View> Work<'_, V> {
         };
         let body = ObjectBody { headers: upload.headers, body: Body::Parts(spans(&listed)) };
         decided!(self.publish(complete.bucket, &complete.key, old.as_ref(), &row, &body));
-        let kept: Vec<u16> = listed.iter().map(|part| part.number).collect();
-        self.drop_parts(complete.bucket, &complete.key, complete.upload, &kept)?;
+        self.drop_unlisted(complete.bucket, &complete.key, complete.upload, &unlisted)?;
         self.batch.delete(Family::Uploads, key);
-        self.shard.record.uploads -= 1;
+        count_down(&mut self.shard.record.uploads, 1);
         let outcome = Outcome::Object(row);
         self.remember_upload(complete.upload, list, &outcome)?;
         Ok(outcome)
     }
 
-    /// Finds the parts that a Complete names, in its order (M3).
-    fn listed_parts(&self, complete: &CompleteUpload) -> Decided<Vec<Listed>> {
+    /// Finds the parts that a Complete names, in its order (M3), and the numbers of the others.
+    fn listed_parts(&self, complete: &CompleteUpload) -> Decided<(Vec<Listed>, Vec<u16>)> {
         if complete.parts.is_empty() {
             return Ok(Err(refusal(RefusalKind::InvalidPart, "no parts are named")));
         }
         if !complete.parts.is_sorted_by(|one, next| one.number < next.number) {
             return Ok(Err(refusal(RefusalKind::InvalidPartOrder, "part numbers do not ascend")));
         }
-        let mut rows: std::collections::BTreeMap<u16, PartRow> = std::collections::BTreeMap::new();
-        for (place, row) in self.parts(complete.bucket, &complete.key, complete.upload)? {
-            rows.insert(keys::parse_part_number(&place).map_err(rows::unreadable(Family::Parts))?, row);
-        }
+        let (mut rows, mut unlisted) = (BTreeMap::new(), Vec::new());
+        let range = KeyRange::of_prefix(&keys::upload(complete.bucket, &complete.key, complete.upload));
+        self.each(Family::Parts, &range, |place, row| {
+            let number = keys::parse_part_number(place).map_err(rows::unreadable(Family::Parts))?;
+            match complete.parts.binary_search_by_key(&number, |part| part.number) {
+                Ok(_) => drop(rows.insert(number, PartHead::decode(row).map_err(rows::unreadable(Family::Parts))?)),
+                Err(_) => unlisted.push(number),
+            }
+            Ok(true)
+        })?;
         let mut find = |part: &CompletePart| {
             let invalid = |text: &str| refusal(RefusalKind::InvalidPart, format!("part {}: {text}", part.number));
             let row = rows.remove(&part.number).ok_or_else(|| invalid("never uploaded"))?;
@@ -207,14 +202,40 @@ impl<V: View> Work<'_, V> {
             }
             Ok(Listed { number: part.number, row })
         };
-        Ok(complete.parts.iter().map(&mut find).collect())
+        let listed: Result<Vec<Listed>, Refusal> = complete.parts.iter().map(&mut find).collect();
+        Ok(listed.map(|listed| (listed, unlisted)))
+    }
+}
+
+/// What a Complete needs of a part's row: all but where its bytes are, which may be thousands of stripes.
+struct PartHead {
+    size_bytes: u64,
+    md5: [u8; 16],
+    checksum: Option<Checksum>,
+}
+
+impl PartHead {
+    fn decode(row: &[u8]) -> Result<Self, WireError> {
+        let (mut size_bytes, mut md5, mut checksum) = (None, None, None);
+        let mut fields = Fields::new(rows::fields(row)?);
+        while let Some(field) = fields.next()? {
+            match field.tag {
+                1 => size_bytes = Some(u64::decode(field.value)?),
+                2 => md5 = Some(<[u8; 16]>::decode(field.value)?),
+                4 => checksum = Some(Checksum::decode(field.value)?),
+                tag if !field.ignorable && !PartRow::TAGS.contains(&tag) => return Err(WireError::UnknownField(tag)),
+                _ => {}
+            }
+        }
+        let size_bytes = size_bytes.ok_or(WireError::MissingField(1))?;
+        Ok(PartHead { size_bytes, md5: md5.ok_or(WireError::MissingField(2))?, checksum })
     }
 }
 
 /// A part that a Complete names, and its row.
 struct Listed {
     number: u16,
-    row: PartRow,
+    row: PartHead,
 }
 
 fn check_part(upload: &UploadRow, part: &PartRow) -> Result<(), Refusal> {
@@ -233,7 +254,7 @@ fn check_part(upload: &UploadRow, part: &PartRow) -> Result<(), Refusal> {
 
 /// Judges part sizes (M1) and returns the object's.
 fn check_sizes(listed: &[Listed], stated: Option<u64>) -> Result<u64, Refusal> {
-    let (_, front) = listed.split_last().expect("a part list that is empty was refused before");
+    let front = listed.split_last().map_or(&[][..], |(_, front)| front);
     if let Some(small) = front.iter().find(|part| part.row.size_bytes < PART_BYTES_MIN) {
         return Err(refusal(RefusalKind::PartTooSmall, format!("part {} is below 5 MiB", small.number)));
     }

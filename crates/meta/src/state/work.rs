@@ -8,7 +8,7 @@ use super::machine::serves;
 use super::rows::{self, Kept, OpenBucketRow, ShardRow};
 use super::store::{Batch, Cursor, Family, KeyRange, View};
 use super::{StateError, keys};
-use plinth_protocol::meta::{Command, Mutation, Outcome, Refusal, RefusalKind};
+use plinth_protocol::meta::{Command, Mutation, Outcome, RULES_STRICT, Refusal, RefusalKind};
 use plinth_protocol::wire::{Record, Wire};
 use plinth_protocol::{BucketId, GroupId, HybridTime, RequestId, WriterId};
 use std::collections::BTreeMap;
@@ -26,6 +26,10 @@ pub(super) struct Work<'a, V: View> {
     buckets: BTreeMap<BucketId, Bucket>,
     /// Deferred deletes queued so far by this entry: part of their keys.
     pub(super) deferred: u32,
+    /// Changes of buckets numbered so far by this entry.
+    pub(super) attempts: u64,
+    /// Row operations of this entry that took something apart.
+    pub(super) taken_apart: usize,
 }
 
 /// An open bucket's row, before the entry and now; none where the bucket is closed.
@@ -42,6 +46,16 @@ pub(super) fn refuse(kind: RefusalKind, text: impl Into<String>) -> Outcome {
 /// Returns a refusal that is not an outcome yet.
 pub(super) fn refusal(kind: RefusalKind, text: impl Into<String>) -> Refusal {
     Refusal { kind, text: text.into() }
+}
+
+/// Raises a counter. Counters stay at their bound instead of failing: what they count has been decided.
+pub(super) fn count_up(counter: &mut u64, by: u64) {
+    *counter = counter.saturating_add(by);
+}
+
+/// Lowers a counter. One that a sum beyond its bound has spoilt stays at zero.
+pub(super) fn count_down(counter: &mut u64, by: u64) {
+    *counter = counter.saturating_sub(by);
 }
 
 /// What a handler says: an outcome, or a refusal found on the way.
@@ -65,7 +79,19 @@ impl<'a, V: View> Work<'a, V> {
             None => Kept::new(EMPTY_SHARD),
         };
         let (shard_before, buckets, batch) = (shard.record.clone(), BTreeMap::new(), Batch::new());
-        Ok(Work { view, group, index, now, batch, shard, shard_before, buckets, deferred: 0 })
+        Ok(Work {
+            view,
+            group,
+            index,
+            now,
+            batch,
+            shard,
+            shard_before,
+            buckets,
+            deferred: 0,
+            attempts: 0,
+            taken_apart: 0,
+        })
     }
 
     /// Puts the counters into the batch and hands it over.
@@ -132,8 +158,10 @@ impl<'a, V: View> Work<'a, V> {
             Command::PutPart(put) => self.put_part(request, put),
             Command::CompleteUpload(complete) => self.complete_upload(request, complete),
             Command::AbortUpload(abort) => self.abort_upload(abort),
-            Command::OpenBucket(bucket) => self.open_bucket(*bucket),
-            Command::CloseBucket(bucket) => self.close_bucket(*bucket),
+            Command::OpenBucket(bucket) => self.open_bucket(*bucket, 0),
+            Command::CloseBucket(bucket) => self.close_bucket(*bucket, 0),
+            Command::OpenAttempt(change) => self.open_bucket(change.bucket, change.attempt),
+            Command::CloseAttempt(change) => self.close_bucket(change.bucket, change.attempt),
             Command::FillIn(filled) => self.fill_in(filled),
             Command::FinishDeletes(finish) => self.finish_deletes(finish),
             Command::RaiseFence(writer) => {
@@ -141,6 +169,8 @@ impl<'a, V: View> Work<'a, V> {
                 *fence = (*fence).max(*writer);
                 Ok(Outcome::Done)
             }
+            Command::TakeApart => self.take_apart(),
+            Command::RaiseRules(rules) => Ok(self.raise_rules(*rules)),
             Command::CreateBucket(create) => self.create_bucket(create),
             Command::ActivateBucket(bucket) => self.activate_bucket(*bucket),
             Command::BeginDeleteBucket(bucket) => self.begin_delete_bucket(*bucket),
@@ -160,7 +190,27 @@ impl<'a, V: View> Work<'a, V> {
             Command::CreateJoinToken(token) => self.create_join_token(token),
             Command::ConsumeJoinToken(consume) => self.consume_join_token(consume),
             Command::RecordVoter(voter) => self.record_voter(voter),
+            Command::ActivateAttempt(change) => self.activate_attempt(change),
+            Command::BeginDeleteAttempt(bucket) => self.begin_delete_attempt(*bucket),
+            Command::ReopenBucket(change) => self.reopen_bucket(change),
+            Command::RemoveAttempt(change) => self.remove_attempt(change),
         }
+    }
+
+    /// Decides by later rules from the next mutation on. Entries before it keep theirs, so that a
+    /// replica that applies an old log again decides as those that have flushed it long ago.
+    fn raise_rules(&mut self, rules: u32) -> Outcome {
+        if rules > RULES_STRICT {
+            return refuse(RefusalKind::Invalid, format!("rules {rules} are not known here"));
+        }
+        let known = &mut self.shard.record.rules;
+        *known = (*known).max(Some(rules));
+        Outcome::Done
+    }
+
+    /// Whether the group has been told to decide by these rules.
+    pub(super) fn follows(&self, rules: u32) -> bool {
+        self.shard.record.rules.unwrap_or(0) >= rules
     }
 
     /// Checks a writer against the fence (I2).
@@ -198,34 +248,48 @@ impl<'a, V: View> Work<'a, V> {
     /// Returns up to `limit` rows of a range as the entry's changes so far leave them.
     pub(super) fn scan(&self, family: Family, range: &KeyRange, limit: usize) -> Result<Vec<Row>, StateError> {
         let mut found = Vec::new();
+        self.each(family, range, |key, value| {
+            if found.len() < limit {
+                found.push((key.to_vec(), value.to_vec()));
+            }
+            Ok(found.len() < limit)
+        })?;
+        Ok(found)
+    }
+
+    /// Shows the rows of a range as the entry's changes so far leave them, for as long as `visit` wants more.
+    pub(super) fn each(
+        &self,
+        family: Family,
+        range: &KeyRange,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StateError>,
+    ) -> Result<(), StateError> {
         let mut cursor = self.view.cursor(family, range)?;
         let in_range = |key: &&Vec<u8>| range.end.as_ref().is_none_or(|end| *key < end);
         let mut changes = self.batch.family(family).range(range.start.clone()..);
         let mut change = changes.next().filter(|(key, _)| in_range(key));
-        while found.len() < limit {
-            let stored = cursor.item();
-            let takes_change = match (&change, &stored) {
+        let mut more = true;
+        while more {
+            let (changed, replaces) = match (change, cursor.item()) {
                 (None, None) => break,
-                (Some((key, _)), Some((at, _))) => key.as_slice() <= *at,
-                (one, _) => one.is_some(),
+                (Some((key, value)), Some((at, _))) if key.as_slice() <= at => (Some((key, value)), key == at),
+                (Some((key, value)), None) => (Some((key, value)), false),
+                (_, Some((at, value))) => {
+                    more = visit(at, value)?;
+                    (None, true)
+                }
             };
-            if !takes_change {
-                let (key, value) = stored.expect("the walk has a row where the batch has none");
-                found.push((key.to_vec(), value.to_vec()));
-                cursor.step()?;
-                continue;
+            if let Some((key, value)) = changed {
+                if let Some(value) = value {
+                    more = visit(key, value)?;
+                }
+                change = changes.next().filter(|(key, _)| in_range(key));
             }
-            let (key, value) = change.expect("the batch has a row where it is taken");
-            let replaces = stored.is_some_and(|(at, _)| at == key.as_slice());
-            if let Some(value) = value {
-                found.push((key.clone(), value.clone()));
-            }
-            change = changes.next().filter(|(key, _)| in_range(key));
             if replaces {
                 cursor.step()?;
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Returns the open bucket's row, to be changed; the refusal where the shard does not serve it.
@@ -266,4 +330,6 @@ const EMPTY_SHARD: ShardRow = ShardRow {
     requests_due: None,
     tokens_due: None,
     uploads_due: None,
+    rules: None,
+    discards: None,
 };

@@ -84,7 +84,12 @@ fn create_bucket() -> CreateBucket {
         name: "a-bucket".into(),
         owner: "root".into(),
         location: Some("eu-central-1".into()),
+        numbered: true,
     }
+}
+
+fn bucket_attempt() -> BucketAttempt {
+    BucketAttempt { bucket: BUCKET, attempt: 5 << 16 | 1 }
 }
 
 fn register_node() -> RegisterNode {
@@ -133,6 +138,10 @@ fn shard_commands() -> Vec<Command> {
         Command::FillIn(filled_in()),
         Command::FinishDeletes(finish_deletes()),
         Command::RaiseFence(WriterId(9)),
+        Command::RaiseRules(RULES_STRICT),
+        Command::TakeApart,
+        Command::OpenAttempt(bucket_attempt()),
+        Command::CloseAttempt(bucket_attempt()),
     ]
 }
 
@@ -157,6 +166,10 @@ fn system_commands() -> Vec<Command> {
         Command::CreateJoinToken(join_token()),
         Command::ConsumeJoinToken(consume_join_token()),
         Command::RecordVoter(voter()),
+        Command::ActivateAttempt(bucket_attempt()),
+        Command::BeginDeleteAttempt(BUCKET),
+        Command::ReopenBucket(bucket_attempt()),
+        Command::RemoveAttempt(bucket_attempt()),
     ]
 }
 
@@ -198,7 +211,9 @@ pub fn samples(samples: &mut Samples) {
     samples.record([abort_upload()]);
     samples.record([filled_in()]);
     samples.record([finish_deletes(), FinishDeletes { rows: vec![] }]);
-    samples.record([create_bucket(), CreateBucket { location: None, ..create_bucket() }]);
+    let unnumbered = CreateBucket { numbered: false, ..create_bucket() };
+    samples.record([create_bucket(), CreateBucket { location: None, ..unnumbered.clone() }, unnumbered]);
+    samples.record([bucket_attempt()]);
     samples.record([register_node(), RegisterNode { public_key: None, ..register_node() }]);
     samples.record([set_node_state()]);
     samples.record([node_address()]);

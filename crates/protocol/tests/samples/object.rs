@@ -97,6 +97,8 @@ pub fn bucket_row() -> BucketRow {
         state: BucketState::Active,
         owner: "root".into(),
         location: Some("eu-central-1".into()),
+        attempt: Some(5 << 16 | 1),
+        reopening: true,
     }
 }
 
@@ -119,5 +121,7 @@ pub fn samples(samples: &mut Samples) {
     samples.record([object_body()]);
     samples.record([upload_row(), UploadRow { algorithm: None, kind: None, ..upload_row() }]);
     samples.record([part_row(), PartRow { checksum: None, ..part_row() }]);
-    samples.record([bucket_row(), BucketRow { location: None, ..bucket_row() }]);
+    // As the first version wrote it.
+    let unnumbered = BucketRow { attempt: None, reopening: false, ..bucket_row() };
+    samples.record([bucket_row(), BucketRow { location: None, ..unnumbered.clone() }, unnumbered]);
 }

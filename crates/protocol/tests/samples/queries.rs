@@ -147,6 +147,7 @@ fn shard_stat() -> ShardStat {
         fill_ins: 4,
         fence: WriterId(8),
         buckets: vec![(BUCKET, usage())],
+        discards: Some(5),
     }
 }
 
@@ -210,7 +211,9 @@ pub fn samples(samples: &mut Samples) {
     samples.record([fill_in_row()]);
     samples.record([fill_in_page(), FillInPage { rows: vec![], more: false }]);
     samples.record([usage()]);
-    samples.record([shard_stat(), ShardStat { buckets: vec![], ..shard_stat() }]);
+    // As the first version wrote it.
+    let bare = ShardStat { discards: None, ..shard_stat() };
+    samples.record([shard_stat(), ShardStat { buckets: vec![], ..bare.clone() }, bare]);
     samples.record([buckets_page(), BucketsPage { buckets: vec![], more: false }]);
     samples.record([AccessKeyList { keys: vec![access_key()] }, AccessKeyList { keys: vec![] }]);
     samples.record([VoterList { voters: vec![voter()] }, VoterList { voters: vec![] }]);

@@ -2,7 +2,7 @@
 //! crash and replay, and when the same log is applied twice.
 
 use super::*;
-use crate::state::{RocksMemory, RocksStore};
+use crate::state::{RocksMemory, RocksStore, rows};
 use proptest::prelude::*;
 
 /// A step of a stream.
@@ -88,6 +88,10 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => abort,
         2 => any_bucket().prop_map(Command::OpenBucket),
         1 => any_bucket().prop_map(Command::CloseBucket),
+        1 => (any_bucket(), 0u64..4).prop_map(|(bucket, attempt)| Command::OpenAttempt(BucketAttempt { bucket, attempt })),
+        1 => (any_bucket(), 0u64..4).prop_map(|(bucket, attempt)| Command::CloseAttempt(BucketAttempt { bucket, attempt })),
+        1 => Just(Command::RaiseRules(RULES_STRICT)),
+        1 => Just(Command::TakeApart),
         1 => (0u64..6).prop_map(|id| Command::RaiseFence(WriterId(id))),
     ]
 }
@@ -160,12 +164,35 @@ fn run_stream(steps: Vec<Step>) {
     }
     assert_eq!(rows_of(&memory), rows_of(&rocks));
     memory.assert_counters();
+    for _ in 0..100 {
+        memory.run(Command::TakeApart);
+    }
+    memory.assert_counters();
+    assert_no_leftovers(&memory);
     rocks.machine.reader().verify().unwrap();
     let mut again = Machine::open(MemoryStore::new(), SHARD).unwrap();
     for (at, now, mutations) in &memory.log {
         again.apply(at.clone(), *now, mutations).unwrap();
     }
     assert_eq!(dump(&again.store().view()).unwrap(), rows_of(&memory), "the same log twice gives the same rows");
+}
+
+/// Checks that nothing waits any more, and that every part row belongs to an open upload or is listed by an object.
+fn assert_no_leftovers<S: Store>(replica: &Replica<S>) {
+    let rows = rows_of(replica);
+    let of = |family: Family| rows.iter().filter(move |row| row.0 == family);
+    assert_eq!(replica.stat().discards, None);
+    let uploads: Vec<&[u8]> = of(Family::Uploads).map(|row| &row.1[..]).collect();
+    for (_, place, _) in of(Family::Parts) {
+        let (upload, number) = place.split_at(place.len() - 2);
+        let number = u16::from_be_bytes(number.try_into().unwrap());
+        let holder = &upload[..upload.len() - 16];
+        let listed = of(Family::Bodies).filter(|row| row.1 == holder).any(|(_, _, body)| {
+            let body: ObjectBody = rows::decode(Family::Bodies, body).unwrap();
+            matches!(body.body, Body::Parts(spans) if spans.iter().any(|span| span.number == number))
+        });
+        assert!(uploads.contains(&upload) || listed, "a part of nothing");
+    }
 }
 
 proptest! {

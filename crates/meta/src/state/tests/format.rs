@@ -33,6 +33,9 @@ fn keys_are_those_of_the_golden_file() {
             ("membership", keys::MEMBERSHIP.to_vec()),
             ("shard", keys::SHARD.to_vec()),
             ("open-bucket", keys::open_bucket(bucket)),
+            ("closed-bucket", keys::closed_bucket(bucket)),
+            ("discarded-upload", keys::discarded_upload(bucket, KEY, upload)),
+            ("discarded-bucket", keys::discarded_bucket(bucket)),
             ("header", keys::header()),
             ("node", keys::node(NodeId(1))),
             ("disk", keys::disk(DiskId(2))),
@@ -119,7 +122,11 @@ fn shard_rows_are_those_of_the_golden_file() {
         requests_due: Some(HybridTime(10)),
         tokens_due: Some(HybridTime(11)),
         uploads_due: Some(HybridTime(12)),
+        rules: None,
+        discards: None,
     };
+    let ruled = ShardRow { rules: Some(RULES_STRICT), discards: Some(13), ..shard.clone() };
+    let open = OpenBucketRow { opened: object.modified, objects: 1, bytes: 2, attempt: None };
     assert_golden(
         "meta_shard_rows.hex",
         &[
@@ -134,7 +141,15 @@ fn shard_rows_are_those_of_the_golden_file() {
             ("remembered", rows::encode(&remembered)),
             ("applied", rows::encode(&AppliedRow { position: position(300), time: object.modified })),
             ("shard", rows::encode(&shard)),
-            ("open-bucket", rows::encode(&OpenBucketRow { opened: object.modified, objects: 1, bytes: 2 })),
+            ("open-bucket", rows::encode(&open)),
+            ("shard-with-rules", rows::encode(&ruled)),
+            ("open-bucket-by-attempt", rows::encode(&OpenBucketRow { attempt: Some(3 << 16 | 1), ..open.clone() })),
+            ("closed-bucket", rows::encode(&ClosedBucketRow { attempt: 3 << 16 | 1 })),
+            ("discarded-upload", rows::encode(&DiscardedUpload { at: object.modified, from: Some(7) })),
+            (
+                "discarded-bucket",
+                rows::encode(&DiscardedBucket { at: object.modified, after: Some(Bytes::from_static(b"row")) }),
+            ),
         ],
     );
 }
@@ -223,7 +238,10 @@ fn registry_rows_are_those_of_the_golden_file() {
         state: BucketState::Active,
         owner: "root".into(),
         location: Some("eu".into()),
+        attempt: None,
+        reopening: false,
     };
+    let numbered = BucketRow { attempt: Some(3 << 16 | 1), reopening: true, ..bucket.clone() };
     let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta] };
     assert_golden(
         "meta_registry_rows.hex",
@@ -236,6 +254,7 @@ fn registry_rows_are_those_of_the_golden_file() {
             ("voter", rows::encode(&VoterRecord { node: NodeId(1), log: 2, boot: 3, floor: 4 })),
             ("writer", rows::encode(&WriterRow { node: NodeId(1), at: HybridTime(5) })),
             ("bucket", rows::encode(&bucket)),
+            ("bucket-in-attempt", rows::encode(&numbered)),
             ("bucket-name", rows::encode(&BucketName { name: "photos".into() })),
             ("access-key", rows::encode(&full_access_key())),
             ("join-token", rows::encode(&token)),
@@ -299,6 +318,10 @@ fn object_commands_are_those_of_the_golden_file() {
             line("fill-in", &Command::FillIn(filled)),
             line("finish-deletes", &Command::FinishDeletes(FinishDeletes { rows: vec![Bytes::from_static(b"row")] })),
             line("raise-fence", &Command::RaiseFence(WriterId(5))),
+            line("raise-rules", &Command::RaiseRules(RULES_STRICT)),
+            line("take-apart", &Command::TakeApart),
+            line("open-attempt", &Command::OpenAttempt(BucketAttempt { bucket, attempt: 3 << 16 | 1 })),
+            line("close-attempt", &Command::CloseAttempt(BucketAttempt { bucket, attempt: 3 << 16 | 1 })),
         ],
     );
 }
@@ -307,6 +330,8 @@ fn object_commands_are_those_of_the_golden_file() {
 fn system_commands_are_those_of_the_golden_file() {
     let bucket = BUCKET;
     let (name, owner, location) = ("photos".into(), "root".into(), Some("eu".into()));
+    let create = CreateBucket { bucket, name, owner, location, numbered: false };
+    let attempt = || BucketAttempt { bucket, attempt: 3 << 16 | 1 };
     let placement = ChangePlacement {
         planned_on: Epoch(2),
         add: vec![full_pg()],
@@ -321,7 +346,12 @@ fn system_commands_are_those_of_the_golden_file() {
     assert_golden(
         "meta_system_commands.hex",
         &[
-            line("create-bucket", &Command::CreateBucket(CreateBucket { bucket, name, owner, location })),
+            line("create-bucket", &Command::CreateBucket(create.clone())),
+            line("create-numbered-bucket", &Command::CreateBucket(CreateBucket { numbered: true, ..create })),
+            line("activate-attempt", &Command::ActivateAttempt(attempt())),
+            line("begin-delete-attempt", &Command::BeginDeleteAttempt(bucket)),
+            line("reopen-bucket", &Command::ReopenBucket(attempt())),
+            line("remove-attempt", &Command::RemoveAttempt(attempt())),
             line("activate-bucket", &Command::ActivateBucket(bucket)),
             line("begin-delete-bucket", &Command::BeginDeleteBucket(bucket)),
             line("keep-bucket", &Command::KeepBucket(bucket)),

@@ -3,6 +3,8 @@
 mod bench;
 mod buckets;
 mod differential;
+mod discards;
+mod forged;
 mod format;
 mod listing;
 mod objects;
@@ -11,7 +13,7 @@ mod system;
 mod uploads;
 
 use super::store::dump;
-use super::{Family, LogPosition, Machine, MemoryStore, Store};
+use super::{Family, LogPosition, Machine, MemoryStore, Store, keys};
 use bytes::Bytes;
 use md5::{Digest, Md5};
 use plinth_protocol::meta::*;
@@ -127,6 +129,10 @@ impl<S: Store> Replica<S> {
         assert_eq!(stat.uploads, self.rows(Family::Uploads) as u64);
         assert_eq!(stat.deferred_deletes, self.rows(Family::Deletes) as u64);
         assert_eq!(stat.fill_ins, self.rows(Family::FillIns) as u64);
+        let tags = [keys::DISCARDED_UPLOADS, keys::DISCARDED_BUCKETS].concat();
+        let rows = dump(&self.machine.store().view()).unwrap();
+        let discards = rows.iter().filter(|row| row.0 == Family::State && tags.contains(&row.1[0])).count();
+        assert_eq!(stat.discards.unwrap_or(0), discards as u64);
         assert_eq!(self.rows(Family::Tokens), self.rows(Family::TokenExpiry));
         assert_eq!(self.rows(Family::Objects), self.rows(Family::Bodies));
     }

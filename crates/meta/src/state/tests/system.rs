@@ -263,7 +263,8 @@ fn wiped_or_rolled_back_voters_are_refused() {
 }
 
 fn create(id: u64, name: &str, owner: &str) -> Command {
-    Command::CreateBucket(CreateBucket { bucket: BucketId(id), name: name.into(), owner: owner.into(), location: None })
+    let (bucket, name, owner) = (BucketId(id), name.into(), owner.into());
+    Command::CreateBucket(CreateBucket { bucket, name, owner, location: None, numbered: false })
 }
 
 fn bucket_row(outcome: Outcome) -> BucketRow {
