@@ -24,7 +24,7 @@ const NAME: &str = "photos";
 
 /// What an actor asks, and where its answer goes.
 enum Asked {
-    Mutate(GroupId, Command),
+    Mutate(GroupId, Box<Command>),
     Row,
 }
 
@@ -56,7 +56,7 @@ impl Line {
 
 impl Groups for Line {
     async fn mutate(&self, group: GroupId, command: Command) -> Result<Outcome, Failure> {
-        match self.ask(Asked::Mutate(group, command)).await {
+        match self.ask(Asked::Mutate(group, Box::new(command))).await {
             Answer::Outcome(outcome) => Ok(outcome),
             Answer::Row(_) => unreachable!("a mutation has an outcome"),
         }
@@ -228,7 +228,7 @@ impl World {
 
     fn answer(&mut self, asked: Asked) -> Answer {
         match asked {
-            Asked::Mutate(group, command) => Answer::Outcome(self.apply(group, command)),
+            Asked::Mutate(group, command) => Answer::Outcome(self.apply(group, *command)),
             Asked::Row => Answer::Row(self.row()),
         }
     }
