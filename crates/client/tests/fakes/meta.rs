@@ -185,13 +185,17 @@ impl State {
     }
 
     fn apply_bucket(&mut self, group: GroupId, command: Command) -> Outcome {
+        if let Command::OpenBucket(id) = command {
+            self.open.insert((group, id));
+            return Outcome::Done;
+        }
         let number = self.number();
         let change = |buckets: &mut BTreeMap<String, BucketRow>, id: BucketId, attempt: Option<u64>| {
             let Some(row) = buckets.values().find(|row| row.bucket == id) else {
-                return Err(refuse(RefusalKind::NoSuchBucket));
+                return Err(RefusalKind::NoSuchBucket);
             };
             match attempt.is_some_and(|attempt| attempt != row.attempt.unwrap_or(0)) {
-                true => Err(refuse(RefusalKind::StaleAttempt)),
+                true => Err(RefusalKind::StaleAttempt),
                 false => Ok(row.name.clone()),
             }
         };
@@ -214,7 +218,7 @@ impl State {
         } else if !matches!(command, Command::CreateBucket(_)) {
             let name = match change(&mut self.buckets, id, attempt) {
                 Ok(name) => name,
-                Err(refused) => return refused,
+                Err(kind) => return refuse(kind),
             };
             let row = self.buckets.get_mut(&name).unwrap();
             match command {
