@@ -90,6 +90,17 @@ class Node:
         except (OSError, urllib.error.URLError):
             return False
 
+    def readiness(self, mode=None):
+        """Status and page of the node's readiness; None where the node does not answer."""
+        query = f"?mode={mode}" if mode else ""
+        try:
+            with urllib.request.urlopen(url_of(self.health) + "/health/ready" + query, timeout=2) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+        except (OSError, urllib.error.URLError):
+            return None
+
     def metric(self, name):
         """The values of a metric, one for each set of labels; none when the node does not export it."""
         try:
@@ -110,7 +121,7 @@ class Node:
 class Cluster:
     """All nodes, and how to reach them."""
 
-    def __init__(self, plinth, meta=3, storage=6, gateway=1, single=False):
+    def __init__(self, plinth, meta=3, storage=6, gateway=1, single=False, options=()):
         self.plinth = str(pathlib.Path(plinth).resolve())
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="plinth-cluster-"))
         self.base_port = free_ports()
@@ -120,7 +131,8 @@ class Cluster:
             arguments = ["single", "--data", self.folder / "nodes" / "n1", "--port", self.base_port]
         else:
             arguments = ["cluster", "--dir", self.folder / "nodes", "--base-port", self.base_port]
-            arguments += ["--meta", meta, "--storage", storage, "--gateway", gateway, "--segment-mib", SEGMENT_MIB]
+            arguments += ["--meta", meta, "--storage", storage, "--gateway", gateway]
+            arguments += options or ["--segment-mib", SEGMENT_MIB]
         command = [self.plinth, "init", *arguments, "--output", "json"]
         founded = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
         if founded.returncode != 0:
@@ -181,6 +193,12 @@ class Cluster:
 
     def join(self, name, *roles):
         """Makes a new node of the running cluster: token, `plinth join`, start, ready."""
+        node = self.admit(name, *roles)
+        self.start([node])
+        return node
+
+    def admit(self, name, *roles):
+        """Token and `plinth join` of a new node, which is not started."""
         token = self.command("cluster", "token", "create", "--roles", ",".join(roles))
         file = self.folder / f"{name}.token"
         file.write_text(token["token"])
@@ -192,7 +210,6 @@ class Cluster:
         )
         node = Node(self.plinth, self.folder, {"name": name, "config": joined["config"], "health": f"http://{health}"})
         self.nodes.append(node)
-        self.start([node])
         return node
 
     def kill_all(self):

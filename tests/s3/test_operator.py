@@ -89,6 +89,44 @@ class Demo(OfOurOwn):
         self.assertEqual(demo.wait(30), 0, "SIGTERM ends a demo gracefully")
 
 
+    def test_stopped_nodes_start_again_without_a_majority(self):
+        # A folder of its own for the demo's profile: another demo may run on this machine.
+        environment = {**self.environment, "XDG_RUNTIME_DIR": str(self.folder)}
+        demo = subprocess.Popen(
+            [self.plinth, "--output", "json", "demo"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        )
+        self.addCleanup(demo.kill)
+        self.assertIn("selftest", json.loads(demo.stdout.readline()))
+
+        def asked(*words):
+            began = time.monotonic()
+            words = [self.plinth, "--demo", "--output", "json", *words]
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+            return done.returncode, json.loads(done.stdout or done.stderr), time.monotonic() - began
+
+        # A graceful stop is known at once.
+        self.assertEqual(asked("node", "stop", "s1")[0], 0)
+        status = asked("status")[1]
+        self.assertEqual((status["health"], status["storage_up"]), ("WARN", 5), status["reasons"])
+        self.assertEqual(status["reasons"][0]["next"], "plinth --demo node start s1")
+        for name in ("m1", "m2"):
+            self.assertEqual(asked("node", "stop", name)[0], 0)
+        code, status, seconds = asked("status")
+        self.assertEqual((code, status["health"], status["authoritative"]), (0, "CRITICAL", False), status)
+        self.assertLess(seconds, 4)
+        code, refused, seconds = asked("key", "list")
+        self.assertEqual((code, refused["code"]), (3, "E1014"), refused)
+        self.assertLess(seconds, 4)
+        for name in ("m1", "m2", "s1"):
+            code, answer, _ = asked("node", "start", name)
+            self.assertEqual(code, 0, answer)
+        deadline = time.monotonic() + 20
+        while asked("status")[1]["health"] != "OK":
+            self.assertLess(time.monotonic(), deadline, asked("status")[1])
+        demo.send_signal(signal.SIGTERM)
+        self.assertEqual(demo.wait(30), 0)
+
+
 class Commands(OfOurOwn):
     client = "operator's commands"
 

@@ -10,9 +10,11 @@
 
 pub mod command;
 pub mod exit;
+pub mod look;
 pub mod report;
 pub mod run;
 pub mod secret;
+pub mod verdict;
 pub mod view;
 
 pub use command::{Command, OutputFormat};

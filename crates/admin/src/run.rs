@@ -5,15 +5,16 @@ use crate::command::{
     RaftCommand, RoleChoice, StatusArgs, TokenCommand,
 };
 use crate::exit::{Exit, Trouble};
+use crate::look::{Look, admitting};
 use crate::report::{Report, bytes_text, table, time_text};
 use crate::secret::{JoinToken, draw_access_key, wrap};
 use crate::view;
 use bytes::Bytes;
 use plinth_client::Client;
-use plinth_protocol::map::{ClusterMap, NodeRecord, State};
+use plinth_protocol::map::{ClusterMap, NodeRecord};
 use plinth_protocol::meta::{
     AccessKeyRow, AdminReply, AdminRequest, BucketsQuery, Command as Change, DiskFolder, JoinTokenRow,
-    LIST_ENTRIES_MAX, LayoutOrder, Outcome, Query, RaftStatus, Refusal, RefusalKind, Reply,
+    LIST_ENTRIES_MAX, LayoutOrder, Outcome, Query, Refusal, RefusalKind, Reply,
 };
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{GROUP_SYSTEM, HybridTime, Method, Role};
@@ -27,11 +28,6 @@ use tokio::time::Instant;
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a change of voters may take: a learner must catch up first.
 pub const VOTER_CHANGE_TIME_MAX: Duration = Duration::from_secs(600);
-/// How long one node may take to answer while others are asked too.
-const NODE_ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
-/// How long a shard may take to tell its counts: an election lies within.
-const SHARD_TIME_MAX: Duration = Duration::from_secs(5);
-
 /// Pause before a change is offered to the next leader.
 const LEADER_PAUSE: Duration = Duration::from_millis(200);
 
@@ -41,6 +37,10 @@ pub struct Operator {
     pub client: Client,
     /// The same client's link, for calls to one node.
     pub link: Arc<dyn Link>,
+    /// The metadata nodes of the operator's profile.
+    pub bootstrap: Vec<Peer>,
+    /// Whether the cluster is a demo: its nodes are stopped and started by command.
+    pub demo: bool,
     /// The key that wraps new secrets; without it no key can be created.
     pub wrapping_key: Option<Vec<u8>>,
     /// SHA-256 of the cluster's CA certificate.
@@ -80,12 +80,9 @@ fn deadline() -> Instant {
 }
 
 impl Operator {
-    /// Returns the newest map.
+    /// Returns the newest map; fails within seconds where no majority confirms it.
     async fn map(&self) -> Result<ClusterMap, Trouble> {
-        match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline()).await? {
-            Reply::Map(map) => Ok(map),
-            other => Err(unexpected(&other)),
-        }
+        Ok(self.look_confirmed().await?.map)
     }
 
     /// Sends a request to one node.
@@ -125,48 +122,54 @@ fn refused(refusal: &Refusal) -> Trouble {
 }
 
 fn find_node<'a>(map: &'a ClusterMap, name: &str) -> Result<&'a NodeRecord, Trouble> {
-    map.nodes.iter().find(|node| node.name == name).ok_or_else(|| {
+    map.nodes.iter().find(|node| node.name == name || node.node.to_string() == name).ok_or_else(|| {
         let names: Vec<&str> = map.nodes.iter().map(|node| node.name.as_str()).collect();
         Trouble::new(Exit::NotFound, "E1004", format!("there is no node {name}; nodes are {}", names.join(", ")))
     })
 }
 
 async fn status(operator: &Operator, args: &StatusArgs) -> Result<Report, Trouble> {
-    let map = operator.map().await?;
-    let raft = raft_views(operator, &map).await;
-    let mut shards = Vec::new();
-    for shard in &map.shards {
-        // A shard that does not answer is what the screen is for.
-        let until = Instant::now() + SHARD_TIME_MAX;
-        if let Ok(Reply::ShardStat(stat)) = operator.client.query(shard.group, Query::ShardStat, until).await {
-            shards.push(stat);
-        }
-    }
-    let status = view::status(&map, &raft, &shards);
+    let look = operator.look().await?;
+    let shards = operator.shard_stats(&look).await;
+    let status = view::status(&look.collected(look.confirmed.then_some(&shards[..])));
     let exit = if args.exit_status && status.health != "OK" { Exit::Problem } else { Exit::Done };
     let value = serde_json::to_value(&status).expect("a status has a JSON form");
     Ok(Report { kind: "Status", value, text: status.text(), exit })
 }
 
+/// Marks an answer that no majority has confirmed.
+fn mark(look: &Look, mut value: serde_json::Value, text: String) -> (serde_json::Value, String) {
+    value["authoritative"] = look.confirmed.into();
+    if look.confirmed {
+        return (value, text);
+    }
+    let epoch = look.map.epoch.0;
+    (value, format!("NOT CONFIRMED by a majority: the map as of epoch {epoch}; see plinth status\n{text}"))
+}
+
 async fn node_list(operator: &Operator) -> Result<Report, Trouble> {
-    let map = operator.map().await?;
-    let raft = raft_views(operator, &map).await;
-    let nodes = view::nodes(&map, &raft);
+    let look = operator.look().await?;
+    let shards = operator.shard_stats(&look).await;
+    let nodes = view::nodes(&look.collected(look.confirmed.then_some(&shards[..])));
     let rows: Vec<Vec<String>> = nodes.iter().map(view::NodeView::cells).collect();
     let text = table(&["NODE", "ROLE", "DOMAIN", "STATE", "DISKS", "ADDRESS", "SAFE TO STOP"], &rows);
-    Ok(Report::done("NodeList", json!({ "items": nodes }), text))
+    let (value, text) = mark(&look, json!({ "items": nodes }), text);
+    Ok(Report::done("NodeList", value, text))
 }
 
 async fn demo_node(operator: &Operator, request: AdminRequest) -> Result<Report, Trouble> {
-    let map = operator.map().await?;
+    // Without a majority too: what a stopped node lacks is to be started.
+    let look = operator.look().await?;
+    let map = &look.map;
     let name = match &request {
         AdminRequest::StopNode(name) | AdminRequest::StartNode(name) => name.clone(),
         other => unreachable!("only stop and start come here, not {other:?}"),
     };
-    find_node(&map, &name)?;
-    // Any other metadata node of the process can do it; the named one may be the one that is down.
+    find_node(map, &name)?;
+    // Any metadata node of the process can do it that answers; one that is stopped itself can't.
     let mut last = None;
-    for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)) {
+    let answers = |node: &&NodeRecord| look.answers.get(&node.node).is_some_and(Result::is_ok);
+    for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).filter(answers) {
         match operator.ask(node, &request, COMMAND_TIME_MAX).await {
             Ok(AdminReply::Done(text)) => {
                 return Ok(Report::done("NodeChange", json!({"node": name, "message": text}), text));
@@ -180,11 +183,12 @@ async fn demo_node(operator: &Operator, request: AdminRequest) -> Result<Report,
 }
 
 async fn disk_list(operator: &Operator) -> Result<Report, Trouble> {
-    let map = operator.map().await?;
-    let disks = view::disks(&map);
+    let look = operator.look().await?;
+    let disks = view::disks(&look.collected(None));
     let rows: Vec<Vec<String>> = disks.iter().map(view::DiskView::cells).collect();
     let text = table(&["DISK", "NODE", "STATE", "SIZE", "USED", "FILL", "DAMAGED", "GROUPS", "ID"], &rows);
-    Ok(Report::done("DiskList", json!({ "items": disks }), text))
+    let (value, text) = mark(&look, json!({ "items": disks }), text);
+    Ok(Report::done("DiskList", value, text))
 }
 
 async fn disk_add(operator: &Operator, name: &str, path: &str, create: bool) -> Result<Report, Trouble> {
@@ -258,6 +262,7 @@ async fn key_create(operator: &Operator, account: &str, description: Option<Stri
             "this profile holds no wrapping key; run the command where `plinth init` wrote it",
         )
     })?;
+    operator.look_confirmed().await?;
     let fresh = draw_access_key();
     let wrapped =
         wrap(wrapping_key, &fresh.secret).map_err(|error| Trouble::new(Exit::Failed, "E1012", error.to_string()))?;
@@ -275,6 +280,7 @@ async fn key_create(operator: &Operator, account: &str, description: Option<Stri
 }
 
 async fn key_list(operator: &Operator) -> Result<Report, Trouble> {
+    operator.look_confirmed().await?;
     let keys = match operator.client.query(GROUP_SYSTEM, Query::AccessKeys, deadline()).await? {
         Reply::AccessKeys(list) => list.keys,
         other => return Err(unexpected(&other)),
@@ -298,12 +304,14 @@ async fn key_list(operator: &Operator) -> Result<Report, Trouble> {
 }
 
 async fn key_revoke(operator: &Operator, id: &str) -> Result<Report, Trouble> {
+    operator.look_confirmed().await?;
     operator.change(Change::RevokeAccessKey(id.to_string())).await?;
     let text = format!("{id} is revoked; gateways refuse it within seconds");
     Ok(Report::done("AccessKeyChange", json!({"access_key": id, "revoked": true}), text))
 }
 
 async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -> Result<Report, Trouble> {
+    let look = operator.look_confirmed().await?;
     let token = JoinToken::new(operator.ca_fingerprint);
     let expires = operator.now_ms + minutes * 60_000;
     let row = JoinTokenRow {
@@ -312,8 +320,7 @@ async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -
         roles: roles.iter().map(|&role| Role::from(role)).collect(),
     };
     operator.change(Change::CreateJoinToken(row)).await?;
-    let map = operator.map().await?;
-    let address = admitting(&map).map(|node| node.address.clone()).unwrap_or_default();
+    let address = admitting(&look).map(|node| node.address.clone()).unwrap_or_default();
     let join = join_line(roles, &address);
     let text = format!(
         "Token (admits one node, expires {}):\n  {}\nOn the new node:\n  {join}\n",
@@ -336,32 +343,12 @@ fn join_line(roles: &[RoleChoice], meta: &str) -> String {
     )
 }
 
-/// Returns a metadata node to join through: a voter that is up, where there is one.
-fn admitting(map: &ClusterMap) -> Option<&NodeRecord> {
-    let metas = || map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta) && node.state != State::Retired);
-    let votes = |node: &&NodeRecord| node.state == State::Up && map.voters.contains(&node.node);
-    metas().find(votes).or_else(|| metas().next())
-}
-
-/// Asks every metadata node for its view; silent ones are left out.
-async fn raft_views(operator: &Operator, map: &ClusterMap) -> Vec<(NodeRecord, RaftStatus)> {
-    let mut views = Vec::new();
-    for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)) {
-        if let Ok(AdminReply::RaftStatus(status)) =
-            operator.ask(node, &AdminRequest::RaftStatus, NODE_ANSWER_TIME_MAX).await
-        {
-            views.push((node.clone(), status));
-        }
-    }
-    views
-}
-
 async fn raft_status(operator: &Operator) -> Result<Report, Trouble> {
-    let map = operator.map().await?;
-    let views = raft_views(operator, &map).await;
+    let look = operator.look().await?;
+    let map = &look.map;
     let (mut rows, mut items) = (Vec::new(), Vec::new());
-    for (node, status) in &views {
-        for group in &status.groups {
+    for (node, report) in look.voters_reports() {
+        for group in report.raft.iter().flat_map(|status| &status.groups) {
             let leader =
                 group.leader.and_then(|leader| map.node(leader)).map_or("-".into(), |leader| leader.name.clone());
             let name = |id: &plinth_protocol::NodeId| map.node(*id).map_or(id.to_string(), |node| node.name.clone());
@@ -377,15 +364,16 @@ async fn raft_status(operator: &Operator) -> Result<Report, Trouble> {
         }
     }
     let text = table(&["NODE", "GROUP", "LEADER", "TERM", "LAST", "APPLIED", "VOTERS", "LEARNERS"], &rows);
-    Ok(Report::done("RaftStatus", json!({ "items": items }), text))
+    let (value, text) = mark(&look, json!({ "items": items }), text);
+    Ok(Report::done("RaftStatus", value, text))
 }
 
 /// Sends a change to the leader of the system group, and to its successor where leadership moves: a leader that is
 /// itself to be removed gives leadership away first.
-async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest) -> Result<AdminReply, Trouble> {
+async fn ask_leader(operator: &Operator, request: AdminRequest) -> Result<AdminReply, Trouble> {
     let deadline = deadline();
     loop {
-        match ask_present_leader(operator, map, request.clone()).await {
+        match ask_present_leader(operator, request.clone()).await {
             Err(trouble) if trouble.exit == Exit::Unreachable && Instant::now() + LEADER_PAUSE < deadline => {
                 tokio::time::sleep(LEADER_PAUSE).await;
             }
@@ -394,16 +382,14 @@ async fn ask_leader(operator: &Operator, map: &ClusterMap, request: AdminRequest
     }
 }
 
-async fn ask_present_leader(
-    operator: &Operator,
-    map: &ClusterMap,
-    request: AdminRequest,
-) -> Result<AdminReply, Trouble> {
-    let views = raft_views(operator, map).await;
-    let leader = views
-        .iter()
-        .flat_map(|(_, status)| &status.groups)
-        .filter(|group| group.group == GROUP_SYSTEM)
+async fn ask_present_leader(operator: &Operator, request: AdminRequest) -> Result<AdminReply, Trouble> {
+    let look = operator.look_confirmed().await?;
+    let map = &look.map;
+    let heard = look.voters_reports().filter(|(_, report)| report.refused_by.is_empty());
+    let leader = heard
+        .filter_map(|(_, report)| report.raft.as_ref())
+        .flat_map(|status| &status.groups)
+        .filter(|group| group.group == GROUP_SYSTEM && group.leader.is_some())
         .max_by_key(|group| group.term)
         .and_then(|group| group.leader)
         .and_then(|leader| map.node(leader))
@@ -420,7 +406,7 @@ async fn voter(
 ) -> Result<Report, Trouble> {
     let map = operator.map().await?;
     let node = find_node(&map, name)?.node;
-    let AdminReply::Done(text) = ask_leader(operator, &map, request(node)).await? else {
+    let AdminReply::Done(text) = ask_leader(operator, request(node)).await? else {
         return Err(unexpected_answer());
     };
     let map = operator.map().await?;
@@ -432,8 +418,8 @@ async fn voter(
 }
 
 async fn layout_show(operator: &Operator) -> Result<Report, Trouble> {
-    let map = operator.map().await?;
-    let layout = view::layout(&map);
+    let look = operator.look().await?;
+    let layout = view::layout(&look.map);
     let rows: Vec<Vec<String>> = layout
         .disks
         .iter()
@@ -447,18 +433,19 @@ async fn layout_show(operator: &Operator) -> Result<Report, Trouble> {
         layout.epoch,
         table(&["DISK", "OPEN GROUPS", "CLOSED GROUPS"], &rows)
     );
-    Ok(Report::done("Layout", serde_json::to_value(&layout).expect("a layout has a JSON form"), text))
+    let value = serde_json::to_value(&layout).expect("a layout has a JSON form");
+    let (value, text) = mark(&look, value, text);
+    Ok(Report::done("Layout", value, text))
 }
 
 async fn layout_apply(operator: &Operator, args: &LayoutArgs) -> Result<Report, Trouble> {
-    let map = operator.map().await?;
     let order = LayoutOrder {
         code: args.code,
         skip_down: args.skip_down,
         less_redundancy: args.less_redundancy,
         dry_run: args.dry_run,
     };
-    match ask_leader(operator, &map, AdminRequest::ApplyLayout(order)).await? {
+    match ask_leader(operator, AdminRequest::ApplyLayout(order)).await? {
         AdminReply::Layout(done) => Ok(view::layout_change(&done)),
         _ => Err(unexpected_answer()),
     }

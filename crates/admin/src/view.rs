@@ -1,17 +1,13 @@
 //! What operators are shown: pure functions from the map and the counters to views.
 
 use crate::report::{Report, bytes_text};
+use crate::verdict::{self, Collected, StopAnswer};
+pub use crate::verdict::{Reason, WRITE_STOP_PERCENT};
+use plinth_protocol::Role;
 use plinth_protocol::map::{ClusterMap, DiskRecord, NodeRecord, State};
-use plinth_protocol::meta::{LayoutOutcome, RaftStatus, ShardStat};
-use plinth_protocol::{GROUP_SYSTEM, NodeId, Role};
+use plinth_protocol::meta::{LayoutOutcome, ShardStat};
 use serde::Serialize;
 use serde_json::json;
-use std::collections::BTreeSet;
-
-/// Share of a disk's bytes at which writes stop, in percent (design, section 4).
-pub const WRITE_STOP_PERCENT: u64 = 85;
-/// Share of a disk's bytes, in percent, from which on `status` warns of the write stop.
-const WRITE_STOP_NEAR_PERCENT: u64 = 80;
 
 /// The cluster on one screen.
 #[derive(Debug, Clone, Serialize)]
@@ -22,8 +18,20 @@ pub struct StatusView {
     pub id: String,
     /// `OK`, `WARN` or `CRITICAL`.
     pub health: &'static str,
-    /// Why it is not OK, each with the next command.
+    /// Why it is not OK, the worst first, each with what to do.
     pub reasons: Vec<Reason>,
+    /// Whether a majority of the metadata nodes confirmed this; else it is what those that answer had seen.
+    pub authoritative: bool,
+    /// The map's epoch.
+    pub epoch: u64,
+    /// Whether reads work: the metadata answers. Some objects may lack disks all the same (D202).
+    pub reads: bool,
+    /// Whether objects of any size can be written.
+    pub writes: bool,
+    /// Gateways that serve.
+    pub gateways_up: usize,
+    /// Gateways in all.
+    pub gateways: usize,
     /// Voters that answer and take part in all their groups.
     pub voters_up: usize,
     /// Voters in all.
@@ -62,174 +70,46 @@ pub struct StatusView {
     pub version: &'static str,
 }
 
-/// One reason why a cluster is not OK.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Reason {
-    /// `WARN` or `CRITICAL`.
-    pub severity: &'static str,
-    /// A code that stays the same for ever.
-    pub code: &'static str,
-    /// What is wrong and what it means.
-    pub text: String,
-    /// The command to look further.
-    pub next: String,
-}
-
-/// Judges a cluster.
-pub fn status(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], shards: &[ShardStat]) -> StatusView {
-    let is_whole = |status: &RaftStatus| status.groups.iter().all(|group| group.stopped.is_none());
-    let answered = |id: &NodeId| raft.iter().any(|(node, status)| node.node == *id && is_whole(status));
-    let voters_up = map.voters.iter().filter(|id| answered(id)).count();
-    let groups = 1 + map.shards.len();
-    let led = led_groups(map, raft);
+/// Shows a cluster and judges it.
+pub fn status(collected: &Collected<'_>) -> StatusView {
+    let verdict = verdict::judge(collected);
+    let map = collected.map;
+    let shards = collected.shards.unwrap_or_default();
     let storage: Vec<&NodeRecord> = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).collect();
-    let used_bytes = map.disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.used_bytes.unwrap_or(0)));
-    let serving = map.disks.iter().filter(|disk| is_serving(map, disk));
-    let raw = serving.fold(0u64, |sum, disk| sum.saturating_add(disk.size_bytes));
-    let quorum = map.voters.len() / 2 + 1;
+    let serving: Vec<&DiskRecord> = map.disks.iter().filter(|disk| collected.disk_serves(disk)).collect();
+    let sum = |values: &mut dyn Iterator<Item = u64>| values.fold(0, u64::saturating_add);
+    let raw = sum(&mut serving.iter().map(|disk| disk.size_bytes));
     let total = |of: fn(&ShardStat) -> u64| shards.iter().map(of).fold(0, u64::saturating_add);
-    let owed_stripes = total(|shard| shard.fill_ins);
-    let mut view = StatusView {
+    StatusView {
         cluster: map.name.clone(),
         id: map.cluster.to_string(),
-        health: "OK",
-        reasons: Vec::new(),
-        voters_up,
-        voters: map.voters.len(),
-        groups,
-        leaderless: groups.saturating_sub(led),
-        silent_shards: map.shards.len().saturating_sub(shards.len()),
-        can_lose: voters_up.saturating_sub(quorum),
-        storage_up: storage.iter().filter(|node| node.state == State::Up).count(),
+        health: verdict.health(),
+        authoritative: collected.confirmed,
+        epoch: map.epoch.0,
+        reads: verdict.reads(),
+        writes: verdict.writes(),
+        gateways_up: verdict.gateways.0,
+        gateways: verdict.gateways.1,
+        voters_up: verdict.metadata.voters_up,
+        voters: verdict.metadata.voters,
+        groups: 1 + map.shards.len(),
+        leaderless: verdict.metadata.leaderless,
+        silent_shards: collected.shards.map_or(0, |shards| map.shards.len().saturating_sub(shards.len())),
+        can_lose: verdict.metadata.can_lose,
+        storage_up: storage.iter().filter(|node| collected.serves(node)).count(),
         storage: storage.len(),
-        disks_up: map.disks.iter().filter(|disk| is_serving(map, disk)).count(),
+        disks_up: serving.len(),
         disks: map.disks.len(),
         code: map.code.to_string(),
-        owed_stripes,
+        owed_stripes: total(|shard| shard.fill_ins),
         usable_bytes: raw / map.code.width() as u64 * u64::from(map.code.k) / 100 * WRITE_STOP_PERCENT,
-        used_bytes,
+        used_bytes: sum(&mut map.disks.iter().map(|disk| disk.used_bytes.unwrap_or(0))),
         objects: total(|shard| shard.objects),
         object_bytes: total(|shard| shard.object_bytes),
         deferred_deletes: total(|shard| shard.deferred_deletes),
         version: env!("CARGO_PKG_VERSION"),
-    };
-    view.reasons = reasons(map, raft, &view);
-    view.health = if view.reasons.iter().any(|reason| reason.severity == "CRITICAL") {
-        "CRITICAL"
-    } else if view.reasons.is_empty() {
-        "OK"
-    } else {
-        "WARN"
-    };
-    view
-}
-
-/// Counts the groups that some voter knows a leader of.
-fn led_groups(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)]) -> usize {
-    let ids = std::iter::once(GROUP_SYSTEM).chain(map.shards.iter().map(|shard| shard.group));
-    ids.filter(|id| {
-        raft.iter().flat_map(|(_, status)| &status.groups).any(|group| group.group == *id && group.leader.is_some())
-    })
-    .count()
-}
-
-fn is_serving(map: &ClusterMap, disk: &DiskRecord) -> bool {
-    disk.state == State::Up && map.node(disk.node).is_some_and(|node| node.state == State::Up)
-}
-
-/// Returns code and text for each replica that has stopped or is not what it should be; what is said of a node's replicas alike
-/// stands once.
-fn replica_troubles(raft: &[(NodeRecord, RaftStatus)]) -> Vec<(&'static str, String)> {
-    let (mut troubles, mut told) = (Vec::new(), BTreeSet::new());
-    for (node, group) in raft.iter().flat_map(|(node, status)| status.groups.iter().map(move |group| (node, group))) {
-        if let Some(why) = &group.condition {
-            if told.insert((node.name.as_str(), why.as_str())) {
-                troubles.push(("M105", format!("node {}: {why}", node.name)));
-            }
-        } else if let Some(why) = &group.stopped {
-            let text =
-                format!("node {} takes part in {} no more until it is started again: {why}", node.name, group.group);
-            troubles.push(("M104", text));
-        }
+        reasons: verdict.reasons,
     }
-    troubles
-}
-
-fn reasons(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)], view: &StatusView) -> Vec<Reason> {
-    let mut reasons = Vec::new();
-    let mut add = |severity, code, text: String, next: &str| {
-        reasons.push(Reason { severity, code, text, next: next.to_string() });
-    };
-    if view.leaderless > 0 {
-        let text =
-            format!("{} of {} metadata groups have no leader: no reads, no writes", view.leaderless, view.groups);
-        add("CRITICAL", "M101", text, "plinth raft status");
-    }
-    if view.silent_shards > 0 {
-        let text = format!("{} of {} object shards do not answer", view.silent_shards, map.shards.len());
-        add("CRITICAL", "M103", text, "plinth raft status");
-    }
-    if view.voters_up < view.voters {
-        let text = format!(
-            "{} of {} metadata nodes take part; {} more may be lost",
-            view.voters_up, view.voters, view.can_lose
-        );
-        add(if view.can_lose == 0 && view.voters > 1 { "CRITICAL" } else { "WARN" }, "M102", text, "plinth node list");
-    }
-    for (code, text) in replica_troubles(raft) {
-        add("WARN", code, text, "plinth raft status");
-    }
-    for node in map.nodes.iter().filter(|node| node.state != State::Up && node.roles.contains(&Role::Storage)) {
-        add("WARN", "N201", format!("node {} is {}", node.name, state_text(node.state)), "plinth node list");
-    }
-    let down = failed_domains(map);
-    if down > usize::from(map.code.m) {
-        let text = format!(
-            "{down} failure domains do not serve, the code {} bears {}: some objects can't be read",
-            map.code, map.code.m
-        );
-        add("CRITICAL", "D202", text, "plinth disk list");
-    }
-    for disk in map.disks.iter().filter(|disk| disk.state != State::Up) {
-        add("WARN", "D201", format!("disk {} is {}", disk.name, state_text(disk.state)), "plinth disk list");
-    }
-    for disk in map.disks.iter().filter(|disk| is_serving(map, disk) && disk.size_bytes > 0) {
-        let percent = (u128::from(disk.used_bytes.unwrap_or(0)) * 100 / u128::from(disk.size_bytes)) as u64;
-        if percent >= WRITE_STOP_PERCENT {
-            let text = format!("disk {} is {percent} % full: it takes no new objects", disk.name);
-            add("CRITICAL", "D204", text, "plinth disk list");
-        } else if percent >= WRITE_STOP_NEAR_PERCENT {
-            let text = format!(
-                "disk {} is {percent} % full; from {WRITE_STOP_PERCENT} % on it takes no new objects",
-                disk.name
-            );
-            add("WARN", "D203", text, "plinth disk list");
-        }
-    }
-    if view.owed_stripes > 0 {
-        add(
-            "WARN",
-            "R301",
-            format!("{} stripes owe fragments; fill-in is under way", view.owed_stripes),
-            "plinth status",
-        );
-    }
-    if map.pgs.iter().all(|pg| pg.closed) {
-        add("CRITICAL", "L401", "no placement group takes new stripes".into(), "plinth layout apply");
-    }
-    reasons
-}
-
-fn failed_domains(map: &ClusterMap) -> usize {
-    let mut domains: Vec<&str> = map
-        .disks
-        .iter()
-        .filter(|disk| !is_serving(map, disk))
-        .filter_map(|disk| map.node(disk.node).map(|node| node.domain.as_str()))
-        .collect();
-    domains.sort_unstable();
-    domains.dedup();
-    domains.len()
 }
 
 /// Returns a state as people read it.
@@ -258,6 +138,17 @@ impl StatusView {
             text.push_str(&format!("             next: {}\n", reason.next));
         }
         let percent = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
+        if !self.authoritative {
+            text.push_str(&format!("NOT CONFIRMED by a majority: the map as of epoch {}\n", self.epoch));
+        }
+        let goes = |goes| if goes { "yes" } else { "NO" };
+        text.push_str(&format!(
+            "SERVICE    reads {}, writes {}, {}/{} gateways\n",
+            goes(self.reads),
+            goes(self.writes),
+            self.gateways_up,
+            self.gateways
+        ));
         text.push_str(&format!(
             "METADATA   {}/{} voters, {} groups, can lose {}\n",
             self.voters_up, self.voters, self.groups, self.can_lose
@@ -300,59 +191,57 @@ pub struct NodeView {
     pub disks: usize,
     /// The node-to-node address.
     pub address: String,
-    /// Whether it may be stopped now without harm to reads and writes.
+    /// Whether it may be stopped now: reads, writes and service go on.
     pub safe_to_stop: bool,
+    /// What would stop with it: `reads`, `writes`, `service`.
+    pub stops: Vec<&'static str>,
     /// Why.
     pub reason: String,
 }
 
 /// Lists nodes.
-pub fn nodes(map: &ClusterMap, raft: &[(NodeRecord, RaftStatus)]) -> Vec<NodeView> {
-    let voters_up = map.voters.iter().filter(|id| raft.iter().any(|(node, _)| node.node == **id)).count();
+pub fn nodes(collected: &Collected<'_>) -> Vec<NodeView> {
+    let verdict = verdict::judge(collected);
+    let map = collected.map;
     map.nodes
         .iter()
         .map(|node| {
             let own: Vec<&DiskRecord> = map.disks.iter().filter(|disk| disk.node == node.node).collect();
-            let (safe_to_stop, reason) = safe_to_stop(map, node, voters_up);
+            let answer = verdict.stop.get(&node.node).cloned().unwrap_or_default();
             NodeView {
                 name: node.name.clone(),
                 id: node.node.0,
                 roles: node.roles.iter().map(Role::to_string).collect(),
                 domain: node.domain.clone(),
-                state: state_text(node.state),
-                disks_up: own.iter().filter(|disk| is_serving(map, disk)).count(),
+                state: verdict.states.get(&node.node).copied().unwrap_or(state_text(node.state)),
+                disks_up: own.iter().filter(|disk| collected.disk_serves(disk)).count(),
                 disks: own.len(),
                 address: node.address.clone(),
-                safe_to_stop,
-                reason,
+                safe_to_stop: answer.stops.is_empty(),
+                stops: answer.stops.iter().map(|(what, _)| *what).collect(),
+                reason: reason_text(&answer),
             }
         })
         .collect()
 }
 
-fn safe_to_stop(map: &ClusterMap, node: &NodeRecord, voters_up: usize) -> (bool, String) {
-    let quorum = map.voters.len() / 2 + 1;
-    if map.voters.contains(&node.node) && voters_up <= quorum {
-        return (false, format!("{voters_up} voters answer and {quorum} must"));
-    }
-    if node.roles.contains(&Role::Storage) {
-        let mut domains: Vec<&str> = map
-            .disks
-            .iter()
-            .filter(|disk| !is_serving(map, disk))
-            .filter_map(|disk| map.node(disk.node).map(|node| node.domain.as_str()))
-            .chain([node.domain.as_str()])
-            .collect();
-        domains.sort_unstable();
-        domains.dedup();
-        if domains.len() > usize::from(map.code.m) {
-            return (
-                false,
-                format!("{} failure domains would be gone, the code {} bears {}", domains.len(), map.code, map.code.m),
-            );
+/// Says what stops with a node and why; the same cause is told once.
+fn reason_text(answer: &StopAnswer) -> String {
+    let mut causes: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (what, why) in &answer.stops {
+        match causes.iter_mut().find(|(known, _)| known == why) {
+            Some((_, stopping)) => stopping.push(what),
+            None => causes.push((why, vec![what])),
         }
     }
-    (true, "yes".into())
+    if causes.is_empty() {
+        return "yes".into();
+    }
+    let texts = causes.into_iter().map(|(why, what)| {
+        let verb = if what == ["service"] { "stops" } else { "stop" };
+        format!("{} {verb}: {why}", what.join(" and "))
+    });
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 impl NodeView {
@@ -398,11 +287,12 @@ pub struct DiskView {
 }
 
 /// Lists disks.
-pub fn disks(map: &ClusterMap) -> Vec<DiskView> {
+pub fn disks(collected: &Collected<'_>) -> Vec<DiskView> {
+    let map = collected.map;
     by_name(map)
         .map(|disk| {
             let node = map.node(disk.node);
-            let serving = is_serving(map, disk) || disk.state != State::Up;
+            let serving = collected.disk_serves(disk) || disk.state != State::Up;
             DiskView {
                 name: disk.name.clone(),
                 id: disk.disk.to_string(),
@@ -521,166 +411,4 @@ pub fn layout_change(done: &LayoutOutcome) -> Report {
         text.push_str(&format!("left out: {}\n", done.left_out.join(", ")));
     }
     Report::done("LayoutChange", value, text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use plinth_protocol::map::{PlacementGroup, ShardRecord, ShardStart};
-    use plinth_protocol::meta::RaftGroupStatus;
-    use plinth_protocol::stripe::{Code, MATRIX_VANDERMONDE};
-    use plinth_protocol::{BucketId, ClusterId, DiskId, Epoch, GroupId, Incarnation, PgId, WriterId};
-
-    /// Three voters and six disks on nodes of their own, all up and a tenth full.
-    fn map() -> ClusterMap {
-        let node = |id: u64, role| NodeRecord {
-            node: NodeId(id),
-            name: format!("n{id}"),
-            roles: vec![role],
-            address: String::new(),
-            incarnation: Incarnation(1),
-            state: State::Up,
-            domain: format!("h{id}"),
-            version: None,
-        };
-        let disk = |id: u64| DiskRecord {
-            disk: DiskId(u128::from(id)),
-            node: NodeId(id),
-            incarnation: Incarnation(1),
-            state: State::Up,
-            name: format!("n{id}/d0"),
-            size_bytes: 1_000,
-            used_bytes: Some(100),
-            quarantined: None,
-        };
-        let code = Code { matrix: MATRIX_VANDERMONDE, k: 3, m: 2 };
-        let (voters, storage) = ((1..=3).map(|id| node(id, Role::Meta)), (4..=9).map(|id| node(id, Role::Storage)));
-        ClusterMap {
-            cluster: ClusterId(1),
-            epoch: Epoch(1),
-            nodes: voters.chain(storage).collect(),
-            disks: (4..=9).map(disk).collect(),
-            pgs: vec![PlacementGroup {
-                pg: PgId(0),
-                generation: 1,
-                code,
-                disks: (4..=8).map(|id| DiskId(u128::from(id as u64))).collect(),
-                closed: false,
-            }],
-            shards: vec![ShardRecord {
-                group: GroupId(1),
-                start: ShardStart { bucket: BucketId(0), key: String::new() },
-                voters: (1..=3).map(NodeId).collect(),
-            }],
-            code,
-            fragment_bytes_max: 1 << 20,
-            name: "test".into(),
-            voters: (1..=3).map(NodeId).collect(),
-            feature_level: 1,
-        }
-    }
-
-    /// What the voters in `who` answer: both groups are led by the first.
-    fn raft(map: &ClusterMap, who: &[u64]) -> Vec<(NodeRecord, RaftStatus)> {
-        let group = |id| RaftGroupStatus {
-            group: id,
-            leader: Some(NodeId(who[0])),
-            term: 1,
-            last_log: 1,
-            applied: 1,
-            voters: map.voters.clone(),
-            learners: vec![],
-            matched: vec![],
-            stopped: None,
-            condition: None,
-        };
-        let status = RaftStatus { groups: vec![group(GROUP_SYSTEM), group(GroupId(1))] };
-        who.iter().map(|id| (map.node(NodeId(*id)).unwrap().clone(), status.clone())).collect()
-    }
-
-    fn stat() -> ShardStat {
-        let fence = WriterId(0);
-        ShardStat {
-            objects: 1,
-            object_bytes: 1,
-            uploads: 0,
-            deferred_deletes: 0,
-            fill_ins: 0,
-            fence,
-            buckets: vec![],
-            discards: None,
-        }
-    }
-
-    fn codes(map: &ClusterMap, who: &[u64]) -> (&'static str, Vec<&'static str>) {
-        let view = status(map, &raft(map, who), &[stat()]);
-        (view.health, view.reasons.iter().map(|reason| reason.code).collect())
-    }
-
-    #[test]
-    fn a_whole_cluster_is_ok() {
-        assert_eq!(codes(&map(), &[1, 2, 3]), ("OK", vec![]));
-    }
-
-    #[test]
-    fn a_replica_that_has_stopped_counts_as_lost() {
-        let map = map();
-        let mut raft = raft(&map, &[1, 2, 3]);
-        raft[2].1.groups[1].stopped = Some("no space".into());
-        let view = status(&map, &raft, &[stat()]);
-        let codes: Vec<&str> = view.reasons.iter().map(|reason| reason.code).collect();
-        assert_eq!((view.voters_up, view.can_lose, codes), (2, 0, vec!["M102", "M104"]));
-        assert!(view.reasons[1].text.contains("n3") && view.reasons[1].text.contains("no space"));
-    }
-
-    #[test]
-    fn a_replica_that_comes_back_by_itself_is_told_once_and_without_a_restart() {
-        let map = map();
-        let mut raft = raft(&map, &[1, 2, 3]);
-        for group in &mut raft[2].1.groups {
-            group.condition = Some("no room for growth: 5 MiB are free".into());
-        }
-        let view = status(&map, &raft, &[stat()]);
-        let codes: Vec<&str> = view.reasons.iter().map(|reason| reason.code).collect();
-        assert_eq!((view.voters_up, codes), (3, vec!["M105"]), "it takes part all the while");
-        assert!(!view.reasons[0].text.contains("started again"), "{}", view.reasons[0].text);
-    }
-
-    #[test]
-    fn a_shard_that_does_not_answer_is_told() {
-        let map = map();
-        let view = status(&map, &raft(&map, &[1, 2, 3]), &[]);
-        assert_eq!((view.health, view.reasons[0].code), ("CRITICAL", "M103"));
-    }
-
-    #[test]
-    fn lost_voters_and_disks_are_told_by_what_more_may_be_lost() {
-        assert_eq!(codes(&map(), &[2, 3]), ("CRITICAL", vec!["M102"]), "none more may be lost");
-        let mut map = map();
-        for (at, id) in [4, 5, 6].into_iter().enumerate() {
-            map.disks[at].state = State::Down;
-            map.nodes.iter_mut().find(|node| node.node == NodeId(id)).unwrap().state = State::Down;
-            let (health, found) = codes(&map, &[1, 2, 3]);
-            assert_eq!(health == "CRITICAL", at == 2, "the code bears two");
-            assert_eq!(found.contains(&"D202"), at == 2);
-            assert_eq!(found.iter().filter(|code| **code == "D201").count(), at + 1);
-        }
-    }
-
-    #[test]
-    fn full_disks_are_told_before_and_when_they_take_no_more() {
-        let mut map = map();
-        for (used, health, expected) in [
-            (799, "OK", vec![]),
-            (800, "WARN", vec!["D203"]),
-            (849, "WARN", vec!["D203"]),
-            (850, "CRITICAL", vec!["D204"]),
-        ] {
-            map.disks[0].used_bytes = Some(used);
-            assert_eq!(codes(&map, &[1, 2, 3]), (health, expected), "{used} of 1,000 bytes");
-        }
-        map.disks[0].used_bytes = Some(u64::MAX / 16);
-        map.disks[0].size_bytes = u64::MAX / 16;
-        assert_eq!(codes(&map, &[1, 2, 3]).1, ["D204"]);
-    }
 }

@@ -71,6 +71,12 @@ impl Client {
         Ok(client)
     }
 
+    /// Makes a client that knows no map yet: [`Client::refresh_map`] learns it. For callers that want to say more than
+    /// that nobody answered.
+    pub fn unconnected(config: ClientConfig, link: Arc<dyn Link>) -> Client {
+        Client { inner: Arc::new(Inner::new(config, link)) }
+    }
+
     /// Returns the map as last learned.
     pub fn map(&self) -> Arc<ClusterMap> {
         self.chart().map.clone()

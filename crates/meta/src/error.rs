@@ -12,7 +12,7 @@ pub enum MetaError {
     Invalid(String),
     /// The Raft log is damaged at or below what this voter has acknowledged: it must never vote again under its id.
     #[error(
-        "{node} must not vote again: its Raft log is damaged below the acknowledged floor: {reason}; remove the voter and add the node under a new id"
+        "{node} must not vote again: its Raft log is damaged below the acknowledged floor: {reason}; replace it: plinth raft remove {node}, then join a new node under another name"
     )]
     Damaged {
         /// The voter.

@@ -11,11 +11,14 @@
 //! floor may seem to fall, because messages overtake each other; it is checked when a session is
 //! first heard.
 
-use plinth_protocol::meta::VoterRecord;
+use crate::hearing::Hearing;
+use plinth_protocol::meta::{VoterRecord, VoterSight};
 use plinth_protocol::{Failure, FailureKind, NodeId, record};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
 
 record! {
     /// Who sends a Raft message, and what its log has reached.
@@ -50,7 +53,16 @@ struct Known {
     heard: BTreeMap<NodeId, VoterIdentity>,
     /// Where the nodes are, by the cluster map.
     addresses: BTreeMap<NodeId, String>,
+    /// What people call them.
+    names: BTreeMap<NodeId, String>,
     refused: u64,
+    hearing: Hearing,
+}
+
+impl Known {
+    fn name(&self, node: NodeId) -> String {
+        self.names.get(&node).cloned().unwrap_or_else(|| node.to_string())
+    }
 }
 
 impl Ledger {
@@ -91,6 +103,21 @@ impl Ledger {
         self.lock().addresses = addresses;
     }
 
+    /// Takes over what people call the nodes.
+    pub(crate) fn set_names(&self, names: BTreeMap<NodeId, String>) {
+        self.lock().names = names;
+    }
+
+    /// Returns what people call a node.
+    pub(crate) fn name(&self, node: NodeId) -> String {
+        self.lock().name(node)
+    }
+
+    /// Returns how long a node has not been heard, where it ever was.
+    pub(crate) fn silence(&self, node: NodeId) -> Option<Duration> {
+        self.lock().hearing.silence(node, Instant::now())
+    }
+
     /// Returns how many messages have been refused.
     pub(crate) fn refused(&self) -> u64 {
         self.lock().refused
@@ -104,22 +131,62 @@ impl Ledger {
                 let floor = known.heard.get(&from.node).filter(|heard| heard.session == from.session);
                 let floor = floor.map_or(from.floor, |heard| heard.floor.max(from.floor));
                 known.heard.insert(from.node, VoterIdentity { floor, ..from.clone() });
+                known.hearing.note_heard(from.node, Instant::now());
                 Ok(())
             }
             Err(reason) => {
                 known.refused += 1;
-                Err(Failure::new(FailureKind::Denied, format!("voter {} refused: {reason}", from.node)))
+                note_refused(&mut known, from.node, &reason);
+                Err(refusal(from.node, &reason))
             }
         }
+    }
+
+    /// Notes what a peer thinks of this voter: why it refuses to hear it, or that it does hear it.
+    pub(crate) fn note_standing(&self, peer: NodeId, refused: Option<&str>) {
+        let mut known = self.lock();
+        let Some(reason) = refused else { return known.hearing.note_heard_by(peer) };
+        if known.hearing.note_refused_by(peer, reason, Instant::now()) {
+            let (peer, name) = (known.name(peer), known.name(self.node));
+            let remedy = remedy(&name);
+            tracing::error!(
+                event = "voter_refused",
+                peer,
+                reason,
+                remedy,
+                "this voter is refused and does not take part"
+            );
+        }
+    }
+
+    /// Notes what a failed call to a peer says: that it refuses this voter, or that it is not the voter that was meant.
+    pub(crate) fn note_failure(&self, peer: NodeId, failure: &Failure) {
+        match parse_refusal(failure) {
+            Some((node, reason)) if node == self.node => self.note_standing(peer, Some(reason)),
+            Some((node, reason)) if node == peer => note_refused(&mut self.lock(), peer, reason),
+            _ => {}
+        }
+    }
+
+    /// Returns why a peer is refused at present, where it is.
+    pub(crate) fn refusal_of(&self, peer: NodeId) -> Option<String> {
+        self.lock().hearing.refusal(peer, Instant::now()).map(str::to_owned)
+    }
+
+    /// Returns the peers that refuse this voter at present, each with why.
+    pub(crate) fn refused_by(&self) -> Vec<(NodeId, String)> {
+        self.lock().hearing.refused_by(Instant::now())
+    }
+
+    /// Returns what is known of each other voter.
+    pub(crate) fn sights(&self) -> Vec<VoterSight> {
+        self.lock().hearing.sights(Instant::now())
     }
 
     /// Checks that a message was meant for this log; fails with `Denied`.
     pub(crate) fn check_addressee(&self, expected: Option<u128>) -> Result<(), Failure> {
         match expected {
-            Some(log) if log != self.log => Err(Failure::new(
-                FailureKind::Denied,
-                format!("voter {} refused: its log is not the one that the cluster knows; it was wiped", self.node),
-            )),
+            Some(log) if log != self.log => Err(refusal(self.node, WIPED)),
             _ => Ok(()),
         }
     }
@@ -150,11 +217,39 @@ impl Ledger {
     }
 }
 
+/// Why a voter with another log than the recorded one is refused.
+const WIPED: &str = "its log is not the one that the cluster knows; it was wiped";
+
+/// What an operator does about a voter that must not vote again.
+pub(crate) fn remedy(name: &str) -> String {
+    format!("plinth raft remove {name}, then join a new node: plinth cluster token create --roles meta")
+}
+
+/// Makes the failure that says who is refused and why; [`parse_refusal`] reads it.
+fn refusal(node: NodeId, reason: &str) -> Failure {
+    Failure::new(FailureKind::Denied, format!("voter {node} refused: {reason}"))
+}
+
+/// Reads who is refused, and why, from the failure of a call.
+fn parse_refusal(failure: &Failure) -> Option<(NodeId, &str)> {
+    let text = failure.text.strip_prefix("voter n").filter(|_| failure.kind == FailureKind::Denied)?;
+    let (node, reason) = text.split_once(" refused: ")?;
+    Some((NodeId(node.parse().ok()?), reason))
+}
+
+fn note_refused(known: &mut Known, node: NodeId, reason: &str) {
+    if known.hearing.note_refused(node, reason, Instant::now()) {
+        let name = known.name(node);
+        let remedy = remedy(&name);
+        tracing::error!(event = "voter_refused", voter = name, reason, remedy, "voter is not heard");
+    }
+}
+
 /// Decides whether a sender is the voter that is known.
 fn judge(recorded: Option<&VoterRecord>, heard: Option<&VoterIdentity>, from: &VoterIdentity) -> Result<(), String> {
     if let Some(record) = recorded {
         if record.log != from.log {
-            return Err("its log is not the one that the cluster knows; it was wiped".into());
+            return Err(WIPED.into());
         }
         if from.boot < record.boot {
             return Err(format!("boot {} is older than boot {}; it was rolled back", from.boot, record.boot));
@@ -212,6 +307,29 @@ mod tests {
         ledger.admit(&voter(7, 4, 1, 100)).unwrap();
         assert!(ledger.admit(&voter(7, 4, 2, 500)).is_err(), "another start under the same boot");
         ledger.admit(&voter(7, 5, 2, 100)).unwrap();
+    }
+
+    #[test]
+    fn refusals_are_known_on_both_sides_until_they_end() {
+        let (ledger, peer) = (ledger(), NodeId(2));
+        ledger.admit(&voter(7, 3, 1, 10)).unwrap();
+        let denied = ledger.admit(&voter(7, 3, 2, 10)).unwrap_err();
+        let reason = "boot 3 is not newer than boot 3; it was rolled back";
+        assert_eq!(parse_refusal(&denied), Some((peer, reason)));
+        assert_eq!(ledger.refusal_of(peer).as_deref(), Some(reason));
+        ledger.admit(&voter(7, 4, 3, 10)).unwrap();
+        assert_eq!(ledger.refusal_of(peer), None);
+        // The other side learns of it from the failed call, or from the next message that it is sent.
+        ledger.note_failure(peer, &refusal(NodeId(1), reason));
+        assert_eq!(ledger.refused_by(), [(peer, reason.to_owned())]);
+        ledger.note_standing(peer, None);
+        assert_eq!(ledger.refused_by(), []);
+        ledger.note_failure(peer, &ledger.check_addressee(Some(12)).unwrap_err());
+        assert_eq!(ledger.refused_by(), [(peer, WIPED.to_owned())]);
+        // A peer that says so of itself is not the voter that was meant.
+        ledger.note_failure(peer, &refusal(peer, WIPED));
+        assert_eq!(ledger.refusal_of(peer).as_deref(), Some(WIPED));
+        ledger.note_failure(peer, &Failure::new(FailureKind::Denied, "voter n refused"));
     }
 
     #[test]

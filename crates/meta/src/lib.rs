@@ -20,6 +20,7 @@ mod files;
 pub mod fuzz;
 #[cfg(test)]
 mod golden;
+mod hearing;
 mod ledger;
 mod log;
 mod node;
@@ -32,5 +33,5 @@ mod stats;
 
 pub use config::{MetaConfig, MetaLimits, WallClock};
 pub use error::MetaError;
-pub use node::MetaNode;
+pub use node::{MetaNode, VoterReport};
 pub use stats::{COMMIT_BUCKETS_MS, GroupStats, MetaStats, ReplicaState};

@@ -10,7 +10,7 @@ numbered! {
     pub enum State {
         /// Serves.
         Up = 1,
-        /// Silent for 10 s: avoided for new stripes.
+        /// Silent for seconds, or nobody listens at its address: avoided for new stripes.
         Suspect = 2,
         /// Known not to serve.
         Down = 3,

@@ -739,6 +739,9 @@ choice! {
         6 => StopNode(String),
         /// Demo only: starts a stopped node again.
         7 => StartNode(String),
+        /// What the node knows of itself and of the cluster, from memory and at once; the cluster map only where it is
+        /// newer than this epoch. Every node answers it, leader or not.
+        8 => Report(Epoch),
         /// Plans placement as ordered and commits it where anything changes; the leader of the system group answers
         /// `LayoutOutcome`. In place of `RebuildPlacement`, which is this with everything left at its default.
         16 => ApplyLayout(LayoutOrder),
@@ -753,6 +756,7 @@ choice! {
     pub enum AdminReply {
         1 => Done(String),
         2 => RaftStatus(RaftStatus),
+        3 => Report(NodeReport),
         16 => Layout(LayoutOutcome),
     }
 }
@@ -801,6 +805,46 @@ record! {
         /// Names of disks that are in no open group: failed, draining, or down and left out by order.
         8 => left_out: Vec<String>,
         9 => dry_run: bool,
+    }
+}
+
+record! {
+    /// What one node knows. Nothing in it was confirmed by a majority.
+    pub struct NodeReport {
+        1 => node: NodeId,
+        /// The newest cluster map that it has seen, where newer than the one asked for.
+        2 -> map: Option<ClusterMap>,
+        /// The groups that it takes part in; only metadata nodes do.
+        3 -> raft: Option<RaftStatus>,
+        /// What it knows of the other voters, on metadata nodes.
+        4 -> voters: Vec<VoterSight>,
+        /// Voters that refuse to hear this one, each with why.
+        5 -> refused_by: Vec<(NodeId, String)>,
+        /// What the node finds wrong with itself.
+        6 -> reasons: Vec<NodeReason>,
+    }
+}
+
+record! {
+    /// Something that a node finds wrong with itself.
+    pub struct NodeReason {
+        /// A code that stays the same for ever.
+        1 => code: String,
+        /// What is wrong and what it means.
+        2 => text: String,
+        /// What to do: a command where there is one.
+        3 => next: String,
+    }
+}
+
+record! {
+    /// What a voter knows of another one.
+    pub struct VoterSight {
+        1 => node: NodeId,
+        /// Milliseconds since it was last heard, where it has been.
+        2 -> heard_ms: Option<u64>,
+        /// Why it is refused, where it is.
+        3 -> refused: Option<String>,
     }
 }
 

@@ -6,7 +6,8 @@
 //! themselves and never over the wire.
 
 use crate::ids::NodeId;
-use crate::meta::{Command, MetaRequest, Query};
+use crate::map::State;
+use crate::meta::{Command, MetaRequest, Mutation, Query};
 use crate::rpc::{Failure, FailureKind, Role};
 
 impl Command {
@@ -37,13 +38,14 @@ impl Command {
             | Command::RegisterWriter(_) => &[Role::Gateway],
             Command::RegisterDisk(_) | Command::SetDiskState(_) => &[Role::Storage],
             Command::AnnounceAddress(_) => &[Role::Gateway, Role::Meta, Role::Storage],
+            // A node says of itself that it stops.
+            Command::SetNodeState(_) => &[Role::Gateway, Role::Meta, Role::Storage],
             Command::RegisterNode(_) | Command::ConsumeJoinToken(_) => &[Role::Meta],
             Command::CreateAccessKey(_) | Command::RevokeAccessKey(_) | Command::CreateJoinToken(_) => &[Role::Admin],
             Command::RaiseFence(_)
             | Command::RaiseRules(_)
             | Command::TakeApart
             | Command::Found(_)
-            | Command::SetNodeState(_)
             | Command::ChangePlacement(_)
             | Command::SetVoters(_)
             | Command::RecordVoter(_) => &[],
@@ -56,6 +58,7 @@ impl Command {
             Command::RegisterWriter(node) => Some(*node),
             Command::RegisterDisk(disk) => Some(disk.node),
             Command::AnnounceAddress(announced) => Some(announced.node),
+            Command::SetNodeState(set) => Some(set.node),
             _ => None,
         }
     }
@@ -94,6 +97,11 @@ impl MetaRequest {
                 format!("{caller}'s roles may not ask the metadata for this"),
             ));
         }
+        if let MetaRequest::Mutate(Mutation { command: Command::SetNodeState(set), .. }) = self
+            && set.state != State::Down
+        {
+            return Err(Failure::new(FailureKind::Denied, "a node may only say of itself that it stops"));
+        }
         match node {
             Some(node) if node != caller => {
                 Err(Failure::new(FailureKind::Denied, format!("{caller} may not speak for {node}")))
@@ -107,8 +115,8 @@ impl MetaRequest {
 mod tests {
     use super::*;
     use crate::ids::{DiskId, GROUP_SYSTEM, HybridTime, Incarnation, RequestId, WriterId};
-    use crate::map::{DiskRecord, State};
-    use crate::meta::{AccessKeyRow, GroupQuery, JoinTokenRow, Mutation, NodeAddress};
+    use crate::map::DiskRecord;
+    use crate::meta::{AccessKeyRow, GroupQuery, JoinTokenRow, NodeAddress, SetNodeState};
 
     use bytes::Bytes;
 
@@ -177,6 +185,19 @@ mod tests {
         }
         let moved = NodeAddress { node: NodeId(5), address: "10.0.0.9:7000".into() };
         assert!(is_denied(&mutation(Command::AnnounceAddress(moved)), Role::Admin));
+    }
+
+    #[test]
+    fn a_node_may_say_that_it_stops_and_nothing_else_of_a_state() {
+        let set = |node, state| mutation(Command::SetNodeState(SetNodeState { node: NodeId(node), state }));
+        for role in [Role::Gateway, Role::Meta, Role::Storage] {
+            assert!(!is_denied(&set(5, State::Down), role));
+            assert!(is_denied(&set(6, State::Down), role), "of another one");
+            for state in [State::Up, State::Suspect, State::Failed, State::Draining, State::Retired] {
+                assert!(is_denied(&set(5, state), role), "{state:?}");
+            }
+        }
+        assert!(is_denied(&set(5, State::Down), Role::Admin) && is_denied(&set(5, State::Down), Role::Joining));
     }
 
     #[test]

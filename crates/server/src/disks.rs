@@ -14,13 +14,15 @@ use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::secret::draw;
 use plinth_client::Client;
 use plinth_protocol::map::{ClusterMap, DiskRecord, State};
-use plinth_protocol::meta::{AdminReply, AdminRequest, Command, DiskFolder, Outcome, Query, Reply, SetDiskState};
+use plinth_protocol::meta::{
+    AdminReply, AdminRequest, Command, DiskFolder, NodeReason, Outcome, Query, Reply, SetDiskState,
+};
 use plinth_protocol::storage::DiskStat;
 use plinth_protocol::{DiskId, Failure, FailureKind, GROUP_SYSTEM, Incarnation, NodeId};
 use plinth_storage::{DiskConfig, FormatConfig, StorageConfig, StorageNode};
 use plinth_transport::{BoxFuture, Identity};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -75,6 +77,8 @@ struct DiskFile {
 pub struct Memory {
     file: PathBuf,
     disks: Mutex<Vec<KnownDisk>>,
+    /// Why disks are not in service, by folder.
+    troubles: Mutex<BTreeMap<PathBuf, String>>,
     /// Held while a disk is added: two orders for one folder must not format it at once.
     adding: tokio::sync::Mutex<()>,
 }
@@ -84,7 +88,12 @@ impl Memory {
     pub fn load(data: &Path) -> Result<Memory, Trouble> {
         let file = data.join(FILE);
         if !files::exists(&file) {
-            return Ok(Memory { file, disks: Mutex::default(), adding: Default::default() });
+            return Ok(Memory {
+                file,
+                disks: Mutex::default(),
+                troubles: Mutex::default(),
+                adding: Default::default(),
+            });
         }
         let text = files::read_text(&file).map_err(|error| init::file_trouble(&file, error))?;
         let wrong = |what: String| Trouble::new(Exit::Failed, "E2016", format!("{}: {what}", file.display()));
@@ -95,7 +104,8 @@ impl Memory {
         if let Some(bad) = content.disk.iter().find(|disk| disk.identity().is_none()) {
             return Err(wrong(format!("\"{}\" is no disk id", bad.id)));
         }
-        Ok(Memory { file, disks: Mutex::new(content.disk), adding: Default::default() })
+        let (disks, troubles) = (Mutex::new(content.disk), Mutex::default());
+        Ok(Memory { file, disks, troubles, adding: Default::default() })
     }
 
     fn at(&self, path: &Path) -> Option<KnownDisk> {
@@ -136,9 +146,34 @@ impl Memory {
 
     /// Returns the disks that the node has had and that are not in service.
     fn missing(&self, storage: &StorageNode) -> Vec<DiskId> {
+        self.missing_disks(storage).iter().filter_map(KnownDisk::identity).map(|(disk, _)| disk).collect()
+    }
+
+    fn missing_disks(&self, storage: &StorageNode) -> Vec<KnownDisk> {
         let here: Vec<DiskId> = storage.disks().iter().map(|stat| stat.disk).collect();
-        let known = self.lock();
-        known.iter().filter_map(KnownDisk::identity).map(|(disk, _)| disk).filter(|disk| !here.contains(disk)).collect()
+        let is_missing = |known: &&KnownDisk| known.identity().is_none_or(|(disk, _)| !here.contains(&disk));
+        self.lock().iter().filter(is_missing).cloned().collect()
+    }
+
+    /// Says which disks the node named `name` has had and does not serve, why, and what to do.
+    pub fn reasons(&self, storage: &StorageNode, name: &str) -> Vec<NodeReason> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let reason = |known: KnownDisk| {
+            let why = troubles.get(&known.path).map_or("the node's log says why", String::as_str);
+            let text = format!("disk {} at {} is not in service: {why}", known.id, known.path.display());
+            NodeReason { code: "D201".into(), text, next: add_command(name, &known.path) }
+        };
+        self.missing_disks(storage).into_iter().map(reason).collect()
+    }
+
+    fn note_trouble(&self, path: &Path, text: &str) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.insert(path.to_owned(), text.to_owned());
+    }
+
+    /// Whether the node has had a disk.
+    fn had_disks(&self) -> bool {
+        !self.lock().is_empty()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<KnownDisk>> {
@@ -146,12 +181,18 @@ impl Memory {
     }
 }
 
+/// Returns the order that makes a folder a new disk.
+fn add_command(node: &str, path: &Path) -> String {
+    format!("plinth disk add {node} {}", path.display())
+}
+
 fn known_disk(path: PathBuf, stat: &DiskStat, added: bool) -> KnownDisk {
     KnownDisk { path, id: stat.disk.to_string(), incarnation: stat.incarnation.0, added }
 }
 
 /// Prepares the disks of the configuration and those that were added by command. A disk that is not where
-/// it was is left out, loudly; fails where none is left.
+/// it was is left out, loudly; a node that has had disks goes on without any, so that it can be told which to open. Fails
+/// where a new node has none.
 pub fn prepare(config: &Config, identity: &Identity, memory: &Memory) -> Result<Vec<DiskConfig>, Trouble> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for path in config.storage.disks.iter().cloned().chain(memory.added()) {
@@ -165,13 +206,14 @@ pub fn prepare(config: &Config, identity: &Identity, memory: &Memory) -> Result<
         match prepare_known(config, identity, memory, path.clone()) {
             Ok(disk) => disks.push(disk),
             Err(trouble) => {
+                memory.note_trouble(&path, &trouble.text);
                 tracing::error!(path = %path.display(), reason = trouble.text, "disk not in service");
                 last = Some(trouble);
             }
         }
     }
     match last {
-        Some(trouble) if disks.is_empty() => Err(trouble),
+        Some(trouble) if disks.is_empty() && !memory.had_disks() => Err(trouble),
         _ => Ok(disks),
     }
 }
@@ -181,11 +223,10 @@ fn prepare_known(config: &Config, identity: &Identity, memory: &Memory, path: Pa
     let entries = files::list(&path).map_err(|error| init::file_trouble(&path, error))?;
     if files::is_blank(&entries) {
         let text = format!(
-            "{} is empty and held disk {}: is its file system mounted? A new disk at this place: plinth disk add {} {}",
+            "{} is empty and held disk {}: mount its file system and start the node again, or make it a new disk: {}",
             path.display(),
             known.id,
-            config.node.name,
-            path.display()
+            add_command(&config.node.name, &path)
         );
         return Err(Trouble::new(Exit::Failed, "E2017", text));
     }
@@ -249,6 +290,14 @@ pub async fn open(config: &Config, identity: &Identity, memory: &Arc<Memory>) ->
     let storage = loop {
         match StorageNode::open(StorageConfig::new(identity.cluster, disks.clone())).await {
             Err(error) if error.is_locked() && Instant::now() < deadline => tokio::time::sleep(LOCK_PAUSE).await,
+            // Each disk's trouble is logged. A node that has had disks stays up to be told of another.
+            Err(error) if !error.is_locked() && memory.had_disks() => {
+                for disk in &disks {
+                    memory.note_trouble(&disk.path, &error.to_string());
+                }
+                let none = StorageNode::open(StorageConfig::new(identity.cluster, Vec::new())).await;
+                break none.map_err(|error| Trouble::new(Exit::Failed, "E2011", error.to_string()))?;
+            }
             opened => break opened.map_err(|error| Trouble::new(Exit::Failed, "E2011", error.to_string()))?,
         }
     };
@@ -455,7 +504,12 @@ impl Reporter {
                 Err(failure) => tracing::warn!(disk = %stat.disk, %failure, "disk report refused"),
             }
         }
-        for disk in self.memory.missing(&self.storage) {
+        // Whatever the node itself remembers: a disk that group 0 has here and that is not here is not up.
+        let here: BTreeSet<DiskId> = self.storage.disks().iter().map(|stat| stat.disk).collect();
+        let own = map.disks.iter().filter(|record| record.node == self.node).map(|record| record.disk);
+        let gone: BTreeSet<DiskId> =
+            own.chain(self.memory.missing(&self.storage)).filter(|disk| !here.contains(disk)).collect();
+        for disk in gone {
             if map.disk(disk).is_some_and(|record| record.node == self.node && record.state == State::Up) {
                 tracing::error!(%disk, "disk is missing");
                 let down = SetDiskState { disk, state: Some(State::Down), used_bytes: None, quarantined: None };

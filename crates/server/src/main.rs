@@ -179,7 +179,7 @@ fn dispatch(cli: Cli) -> Result<Option<Report>, Trouble> {
                 (false, Some(file)) => file,
                 (false, None) => profile::Profile::default_file(&environment()),
             };
-            runtime(processors())?.block_on(operate::run(&file, &command)).map(Some)
+            runtime(processors())?.block_on(operate::run(&file, cli.demo, &command)).map(Some)
         }
     }
 }

@@ -1,33 +1,51 @@
 //! Metrics and readiness of a node: snapshots of each part's counters, read when a scrape arrives.
 
-use crate::config::Config;
+use crate::config::{Config, RoleName};
+use crate::disks::Memory;
 use crate::export::{
     WireSide, certificate_families, client_families, disk_families, gauge, meta_families, wire_families,
 };
-use crate::observe::{Observed, Readiness};
+use crate::observe::{Observed, Readiness, ReadyReason};
 use crate::overview::{self, Lags, Overview};
-use crate::service::NodeService;
+use crate::service::{NodeService, SelfReport};
+use plinth_admin::verdict::{self, Answers, Collected, Stops, Verdict};
+use plinth_admin::view;
 use plinth_client::Client;
-use plinth_meta::{MetaStats, ReplicaState};
-use plinth_protocol::map::State;
-use plinth_protocol::meta::Query;
-use plinth_protocol::{GROUP_SYSTEM, NodeId, Role};
+use plinth_meta::{MetaNode, MetaStats, VoterReport};
+use plinth_protocol::map::{ClusterMap, State};
+use plinth_protocol::meta::{DueQuery, NodeReason, NodeReport, Query};
+use plinth_protocol::{Epoch, GROUP_SYSTEM, HybridTime, NodeId, Role};
 use plinth_transport::BoxFuture;
 use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// How often a node asks the system group whether it still answers.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How often a node asks the metadata whether it still answers.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How often the leader of the system group counts the whole cluster, in probes.
-const OVERVIEW_EVERY_PROBES: u32 = 10;
-/// Everything that can keep a node from being ready, with how bad it is.
-const CHECKS: [(&str, &str); 5] =
-    [("S201", "critical"), ("S202", "critical"), ("S203", "critical"), ("S204", "critical"), ("S205", "critical")];
+const OVERVIEW_EVERY_PROBES: u32 = 20;
+/// Everything that can keep a node from being ready, with how bad it is. Those below S200 are the cluster's.
+const CHECKS: [(&str, &str); 14] = [
+    ("M101", "critical"),
+    ("L401", "critical"),
+    ("S201", "critical"),
+    ("S202", "critical"),
+    ("S203", "critical"),
+    ("S204", "critical"),
+    ("S205", "critical"),
+    ("S206", "critical"),
+    ("S207", "warning"),
+    ("S208", "warning"),
+    ("S209", "critical"),
+    ("D201", "warning"),
+    ("D202", "critical"),
+    ("M107", "warning"),
+];
 /// How long that answer may take before the node calls itself not ready.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -41,7 +59,11 @@ pub struct Measures {
 struct PartMeasures {
     service: NodeService,
     roles: String,
+    is_gateway: bool,
     node: NodeId,
+    name: String,
+    /// The folders of the node's disks.
+    disks: OnceLock<Arc<Memory>>,
     /// Purpose, first and last moment of each certificate.
     certificates: Mutex<Vec<(&'static str, SystemTime, SystemTime)>>,
     wires: Mutex<Vec<WireSide>>,
@@ -61,7 +83,10 @@ impl Measures {
         let parts = Arc::new(PartMeasures {
             service,
             roles: roles.join("+"),
+            is_gateway: config.has_role(RoleName::Gateway),
             node,
+            name: config.node.name.clone(),
+            disks: OnceLock::new(),
             certificates: Mutex::default(),
             wires: Mutex::default(),
             lags: Mutex::default(),
@@ -70,9 +95,21 @@ impl Measures {
             meta: Mutex::default(),
             trouble: Mutex::default(),
         });
+        let own: Weak<dyn SelfReport> = Arc::downgrade(&(parts.clone() as Arc<dyn SelfReport>));
+        let _ = parts.service.parts.own.set(own);
         let registry = Registry::new();
         registry.register(Box::new(Shared(parts.clone())))?;
         Ok(Measures { registry, parts })
+    }
+
+    /// Adds what the node knows of its disks.
+    pub fn set_disks(&self, disks: Arc<Memory>) {
+        let _ = self.parts.disks.set(disks);
+    }
+
+    /// Returns the node's client, where it is connected.
+    pub fn client(&self) -> Option<Client> {
+        self.parts.client()
     }
 
     /// Adds the node's client once it is connected.
@@ -90,26 +127,57 @@ impl Measures {
         lock(&self.parts.wires).push(side);
     }
 
-    /// Asks the system group again and again whether it answers, until the node stops.
+    /// Asks the metadata again and again whether it still answers, and logs when the node gets ready or is so no more,
+    /// until the node stops.
     pub async fn probe(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut told: Option<Vec<String>> = None;
         for count in 0.. {
             self.look_at_groups(count % OVERVIEW_EVERY_PROBES == 0).await;
             if let Some(client) = self.parts.client() {
-                let query = Query::Map(Some(client.map().epoch));
-                let answer = client.query(GROUP_SYSTEM, query, Instant::now() + PROBE_TIME_MAX).await;
-                let trouble = answer.err().map(|failure| failure.to_string());
-                let before = std::mem::replace(&mut *lock(&self.parts.trouble), trouble.clone());
-                match (before, trouble) {
-                    (None, Some(reason)) => tracing::warn!(event = "not_ready", reason, "metadata does not answer"),
-                    (Some(_), None) => tracing::info!(event = "ready", "metadata answers again"),
-                    _ => {}
-                }
+                let trouble = self.ask_metadata(&client).await;
+                *lock(&self.parts.trouble) = trouble;
             }
+            self.tell(&mut told);
             tokio::select! {
                 () = tokio::time::sleep(PROBE_EVERY) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
         }
+    }
+
+    /// Asks the system group, and on a gateway every object shard. Returns what does not answer.
+    async fn ask_metadata(&self, client: &Client) -> Option<String> {
+        let (map, deadline) = (client.map(), Instant::now() + PROBE_TIME_MAX);
+        let mut questions = vec![(GROUP_SYSTEM, Query::Map(Some(map.epoch)))];
+        if self.parts.is_gateway {
+            // The cheapest question to a shard: the first of no rows.
+            let none = DueQuery { before: HybridTime(0), after: None, limit: 1 };
+            questions.extend(map.shards.iter().map(|shard| (shard.group, Query::FillIns(none.clone()))));
+        }
+        let asked = questions.into_iter().map(|(group, query)| client.query(group, query, deadline));
+        futures_util::future::join_all(asked).await.into_iter().find_map(|answer| Some(answer.err()?.to_string()))
+    }
+
+    /// Logs why the node is not ready, when that changes.
+    fn tell(&self, told: &mut Option<Vec<String>>) {
+        let readiness = self.parts.readiness();
+        let codes: Vec<String> = readiness.all().map(|reason| reason.code.clone()).collect();
+        if told.as_ref() == Some(&codes) || (told.is_none() && codes.is_empty()) {
+            return;
+        }
+        let why = lock(&self.parts.trouble).clone().unwrap_or_default();
+        for reason in readiness.all() {
+            let (code, text, next) = (&reason.code, &reason.text, &reason.next);
+            match code.as_str() {
+                // Where the metadata nodes are stands in the log alone.
+                "S202" => tracing::warn!(event = "not_ready", code, text, next, why, "not ready"),
+                _ => tracing::warn!(event = "not_ready", code, text, next, "not ready"),
+            }
+        }
+        if codes.is_empty() {
+            tracing::info!(event = "ready", "ready");
+        }
+        *told = Some(codes);
     }
 
     /// Takes the voter's counters, and now and then counts the cluster where this node leads.
@@ -166,54 +234,123 @@ impl Collector for Shared {
     }
 }
 
+impl SelfReport for PartMeasures {
+    fn report(&self, known: Epoch) -> NodeReport {
+        let meta = self.service.parts.meta.get();
+        let seen = || self.client().map(|client| client.map()).filter(|map| map.epoch > known);
+        let map = match meta {
+            Some(meta) => meta.own_map(known),
+            None => seen().map(|map| map.as_ref().clone()),
+        };
+        let (node, reasons) = (self.node, self.own_reasons());
+        let none = NodeReport { node, map: None, raft: None, voters: vec![], refused_by: vec![], reasons: vec![] };
+        let report = meta.map_or(none, |meta| self.voter_report(meta));
+        NodeReport { map, reasons, ..report }
+    }
+}
+
 impl PartMeasures {
     fn client(&self) -> Option<Client> {
         lock(&self.client).clone()
     }
 
     fn readiness(&self) -> Readiness {
+        let own = self.own_reasons();
         let mut readiness = Readiness::default();
+        for reason in own {
+            let stops = self.stops(&reason.code);
+            readiness.add(ReadyReason { code: reason.code, text: reason.text, next: reason.next, stops });
+        }
         let Some(client) = self.client() else {
-            readiness.read.push(("S201", "the cluster's map is not known yet".into()));
+            let text = "the cluster's map is not known yet".into();
+            let next = "plinth status".into();
+            readiness.add(ReadyReason { code: "S201".into(), text, next, stops: Stops::Everything });
             return readiness;
         };
         if lock(&self.trouble).is_some() {
             // The socket asks for no login: where the metadata nodes are stands in the log alone.
-            readiness.read.push(("S202", "metadata does not answer: no leader or no majority".into()));
+            let text = "metadata does not answer: no leader or no majority".into();
+            let next = "plinth status".into();
+            readiness.add(ReadyReason { code: "S202".into(), text, next, stops: Stops::Everything });
         }
-        {
-            let meta = lock(&self.meta);
-            let stopped = meta.groups.iter().filter(|group| group.state == ReplicaState::Stopped).count();
-            if stopped > 0 {
-                readiness.read.push(("S204", format!("{stopped} replicas here have stopped; the log says why")));
-            } else if meta.recovering > 0 {
-                let text = format!("{} replicas here are being brought back; the log says why", meta.recovering);
-                readiness.read.push(("S204", text));
+        for reason in self.verdict(&client.map()).reasons {
+            // Of what is wrong elsewhere only that concerns the node's readiness which stops reads or writes.
+            if reason.stops != Stops::Nothing || reason.code == "D202" {
+                let verdict::Reason { code, text, next, stops, .. } = reason;
+                readiness.add(ReadyReason { code, text, next, stops });
             }
-            if let Some(why) = &meta.no_room {
-                readiness.write.push(("S205", format!("no room for growth: {why}")));
-            }
-        }
-        let map = client.map();
-        let mut domains: Vec<&str> = map
-            .disks
-            .iter()
-            .filter(|disk| disk.state == State::Up)
-            .filter_map(|disk| map.node(disk.node))
-            .filter(|node| matches!(node.state, State::Up | State::Suspect))
-            .map(|node| node.domain.as_str())
-            .collect();
-        domains.sort_unstable();
-        domains.dedup();
-        // A stripe is acknowledged with one fragment owed; a cluster of one node counts its disks, not domains.
-        let single = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).count() == 1;
-        let needed = if single { 1 } else { (map.code.width() - 1).max(usize::from(map.code.k)) };
-        if domains.len() < needed {
-            readiness
-                .write
-                .push(("S203", format!("{} writable domains, code {} needs {needed}", domains.len(), map.code)));
         }
         readiness
+    }
+
+    /// Judges the cluster by the map and what this node knows itself.
+    fn verdict(&self, map: &ClusterMap) -> Verdict {
+        let mut answers = Answers::new();
+        if let Some(meta) = self.service.parts.meta.get() {
+            answers.insert(self.node, Ok(self.voter_report(meta)));
+        }
+        verdict::judge(&Collected { map, confirmed: true, answers: &answers, shards: None, demo: false })
+    }
+
+    fn voter_report(&self, meta: &MetaNode) -> NodeReport {
+        let VoterReport { raft, voters, refused_by } = meta.report();
+        NodeReport { node: self.node, map: None, raft: Some(raft), voters, refused_by, reasons: Vec::new() }
+    }
+
+    /// What goes on no more at this node because of something that is wrong with itself.
+    fn stops(&self, code: &str) -> Stops {
+        match code {
+            // A gateway that the leader can't reach serves its clients all the same.
+            "S208" if self.is_gateway => Stops::Nothing,
+            "D201" => Stops::Nothing,
+            "S205" => Stops::Writes,
+            _ => Stops::Everything,
+        }
+    }
+
+    /// Returns what is wrong with this node itself.
+    fn own_reasons(&self) -> Vec<NodeReason> {
+        let mut reasons = Vec::new();
+        let mut add = |code: &str, text: String, next: &str| {
+            reasons.push(NodeReason { code: code.into(), text, next: next.into() });
+        };
+        let name = &self.name;
+        if self.service.parts.leaving.load(Ordering::Acquire) {
+            add("S207", "the node is stopping".into(), "wait for its end");
+        } else if let Some(map) = self.client().map(|client| client.map())
+            && let Some(own) = map.node(self.node)
+            && matches!(own.state, State::Suspect | State::Down)
+        {
+            let state = view::state_text(own.state);
+            let text = format!("the cluster has this node as {state}: its leader does not reach it at {}", own.address);
+            add("S208", text, "plinth node list");
+        }
+        if let Some(meta) = self.service.parts.meta.get() {
+            let report = meta.report();
+            let stopped = report.raft.groups.iter().filter(|group| group.stopped.is_some()).count();
+            if stopped > 0 {
+                add("S204", format!("{stopped} replicas here have stopped; the log says why"), "start the node again");
+            } else if lock(&self.meta).recovering > 0 {
+                let recovering = lock(&self.meta).recovering;
+                add("S204", format!("{recovering} replicas here are being brought back; the log says why"), "wait");
+            }
+            if let Some(why) = &lock(&self.meta).no_room {
+                add("S205", format!("no room for growth: {why}"), "free room on its file system");
+            }
+            if let Some((_, reason)) = report.refused_by.first() {
+                let text =
+                    format!("the other voters refuse this one, which must not vote again under its id: {reason}");
+                let remedy = format!("plinth raft remove {name} && plinth cluster token create --roles meta");
+                add("S209", text, &remedy);
+            }
+        }
+        if let (Some(storage), Some(disks)) = (self.service.parts.storage.get(), self.disks.get()) {
+            if storage.disks().iter().all(|disk| disk.fenced.is_some()) {
+                add("S206", "no disk is in service".into(), "plinth disk list");
+            }
+            reasons.extend(disks.reasons(storage, name));
+        }
+        reasons
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -230,10 +367,10 @@ impl PartMeasures {
             )],
         )];
         let ready = self.readiness();
-        let modes = [("write", ready.write.is_empty() && ready.read.is_empty()), ("read", ready.read.is_empty())];
+        let modes = [("write", ready.writes()), ("read", ready.reads())];
         let values = modes.map(|(mode, ready)| (vec![("mode", mode.to_string())], f64::from(u8::from(ready))));
         families.push(gauge("plinth_node_ready", "Whether traffic may be sent here.", values.to_vec()));
-        let found = |code: &str| ready.read.iter().chain(&ready.write).any(|(reason, _)| *reason == code);
+        let found = |code: &str| ready.all().any(|reason| reason.code == code);
         let checks = CHECKS.map(|(code, severity)| {
             (vec![("code", code.into()), ("severity", severity.into())], f64::from(u8::from(found(code))))
         });
@@ -247,7 +384,7 @@ impl PartMeasures {
             let stats = lock(&self.meta);
             let map = self.client().map(|client| client.map());
             let lags = lock(&self.lags);
-            let at_risk = map.as_ref().map_or(0, |map| lags.at_risk(self.node, map));
+            let at_risk = map.as_ref().map_or(0, |map| self.verdict(map).metadata.at_risk);
             families.extend(meta_families(&stats, at_risk));
             families.push(lags.family(self.node));
             if let Some(map) = map.filter(|_| overview::leads(&stats)) {

@@ -17,15 +17,19 @@ use plinth_client::Housekeeping;
 use plinth_client::{Client, ClientConfig};
 use plinth_gateway::{Gateway, GatewayConfig};
 use plinth_meta::{MetaConfig, MetaLimits, MetaNode};
+use plinth_protocol::map::State;
+use plinth_protocol::meta::{Command, SetNodeState};
 use plinth_protocol::*;
 use plinth_transport::{Credentials, Identity, Link, LocalNetwork, Peer, Server, ServerConfig, TlsLink};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 /// Pause before a registration that failed is tried again.
@@ -34,6 +38,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 const EMBEDDED_FILL_IN_AFTER: Duration = Duration::from_millis(200);
 /// Pause between two rounds of housekeeping in a demo.
 const EMBEDDED_HOUSEKEEPING_EVERY: Duration = Duration::from_millis(500);
+/// How long a stopping node tries to tell the cluster.
+const GOODBYE_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long each part of the node may take at a graceful stop; above the gateway's own bound for requests in flight
 /// (25 s), so that it is the gateway that says which it cut off.
 const STOP_TIME_MAX: Duration = Duration::from_secs(30);
@@ -159,6 +165,7 @@ impl Node {
         let link = open_link(&network, &credentials, &config, &voters, &service, &measures);
         let (stop, _) = watch::channel(false);
         let disks = Arc::new(Memory::load(&config.node.data)?);
+        measures.set_disks(disks.clone());
         let mut node = Node {
             name: config.node.name.clone(),
             identity,
@@ -321,8 +328,29 @@ impl Node {
         Ok(())
     }
 
-    /// Stops the node: no new requests, what is in flight ends, disks and logs close.
+    /// Gives leadership away and tells the cluster that this node stops, so that nobody waits for its silence.
+    async fn say_goodbye(&self) {
+        self.service.parts.leaving.store(true, Ordering::Release);
+        if let Some(meta) = self.service.parts.meta.get() {
+            meta.leave();
+            meta.hand_over().await;
+        }
+        let Some(client) = self.measures.client() else { return };
+        let map = client.map();
+        let is_up = map.node(self.identity.node).is_some_and(|own| matches!(own.state, State::Up | State::Suspect));
+        // Alone there is nobody to tell.
+        if !is_up || map.nodes.len() == 1 {
+            return;
+        }
+        let down = Command::SetNodeState(SetNodeState { node: self.identity.node, state: State::Down });
+        if let Err(failure) = client.mutate(GROUP_SYSTEM, down, None, Instant::now() + GOODBYE_TIME_MAX).await {
+            tracing::info!(%failure, "the cluster was not told that this node stops");
+        }
+    }
+
+    /// Stops the node: the cluster is told, no new requests, what is in flight ends, disks and logs close.
     pub async fn stop(mut self) {
+        self.say_goodbye().await;
         let _ = self.stop.send(true);
         for task in self.tasks.drain(..) {
             let abort = task.abort_handle();

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use plinth_admin::verdict::Stops;
 use plinth_transport::BoxFuture;
 use prometheus::{Encoder, Registry, TextEncoder};
 use serde_json::json;
@@ -29,13 +30,43 @@ const CONNECTION_TIME_MAX: Duration = Duration::from_secs(30);
 /// Pause after the listener failed, typically for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Why a node is not ready, or not for everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadyReason {
+    /// A code that stays the same for ever.
+    pub code: String,
+    /// What is wrong and what it means.
+    pub text: String,
+    /// What to do.
+    pub next: String,
+    /// What does not work because of it.
+    pub stops: Stops,
+}
+
 /// What a node says of itself when asked whether it is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Readiness {
-    /// Reasons why writes would not work now, each a code and a text.
-    pub write: Vec<(&'static str, String)>,
-    /// Reasons why reads would not work now.
-    pub read: Vec<(&'static str, String)>,
+pub struct Readiness(Vec<ReadyReason>);
+
+impl Readiness {
+    /// Adds a reason.
+    pub fn add(&mut self, reason: ReadyReason) {
+        self.0.push(reason);
+    }
+
+    /// Returns all reasons.
+    pub fn all(&self) -> impl Iterator<Item = &ReadyReason> {
+        self.0.iter()
+    }
+
+    /// Returns whether reads work here.
+    pub fn reads(&self) -> bool {
+        self.0.iter().all(|reason| reason.stops != Stops::Everything)
+    }
+
+    /// Returns whether objects of any size can be written here.
+    pub fn writes(&self) -> bool {
+        self.0.iter().all(|reason| reason.stops == Stops::Nothing)
+    }
 }
 
 /// A node's own view of itself, for the socket.
@@ -94,7 +125,7 @@ async fn answer(node: &dyn Observed, request: &Request<Incoming>) -> Response<Fu
     match request.uri().path() {
         "/metrics" => metrics(node).await,
         "/health/live" => text(StatusCode::OK, "application/json", "{\"live\":true}\n"),
-        "/health/ready" => ready(node, request.uri().query() == Some("mode=read")),
+        "/health/ready" => ready(node, request.uri().query()),
         _ => text(StatusCode::NOT_FOUND, "text/plain", "try /metrics, /health/live, /health/ready\n"),
     }
 }
@@ -108,18 +139,24 @@ async fn metrics(node: &dyn Observed) -> Response<Full<Bytes>> {
     }
 }
 
-fn ready(node: &dyn Observed, reads_only: bool) -> Response<Full<Bytes>> {
+/// Answers whether traffic may be sent here: `mode=read` for reads, `mode=write`, or none, for reads and writes.
+fn ready(node: &dyn Observed, query: Option<&str>) -> Response<Full<Bytes>> {
     let readiness = node.readiness();
-    let mode = if !readiness.read.is_empty() {
-        "none"
-    } else if !readiness.write.is_empty() {
-        "read-only"
-    } else {
-        "read-write"
+    let (reads, writes) = (readiness.reads(), readiness.writes());
+    let ready = match query {
+        Some("mode=read") => reads,
+        Some("mode=write") | None => writes,
+        Some(_) => return text(StatusCode::BAD_REQUEST, "text/plain", "mode is read or write\n"),
     };
-    let ready = mode == "read-write" || (reads_only && mode == "read-only");
-    let reasons: Vec<_> =
-        readiness.read.iter().chain(&readiness.write).map(|(code, text)| json!({"code": code, "text": text})).collect();
+    let mode = match (reads, writes) {
+        (_, true) => "read-write",
+        (true, false) => "read-only",
+        (false, false) => "none",
+    };
+    let reasons: Vec<_> = readiness
+        .all()
+        .map(|reason| json!({"code": reason.code, "text": reason.text, "next": reason.next, "stops": reason.stops}))
+        .collect();
     let page = json!({"ready": ready, "mode": mode, "reasons": reasons}).to_string() + "\n";
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut response = text(status, "application/json", &page);
@@ -153,7 +190,10 @@ mod tests {
 
     impl Observed for Fake {
         fn readiness(&self) -> Readiness {
-            Readiness { write: vec![("S203", "too few domains".into())], read: vec![] }
+            let mut readiness = Readiness::default();
+            let (code, text, next) = ("S203".into(), "too few disks".into(), "plinth status".into());
+            readiness.add(ReadyReason { code, text, next, stops: Stops::Writes });
+            readiness
         }
         fn refresh(&self) -> BoxFuture<'_, ()> {
             Box::pin(async {})
@@ -183,6 +223,8 @@ mod tests {
         assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("retry-after: 2"), "{ready}");
         assert!(ready.contains("\"mode\":\"read-only\""), "{ready}");
         assert!(ask(address, "/health/ready?mode=read").await.starts_with("HTTP/1.1 200"));
+        assert!(ask(address, "/health/ready?mode=write").await.starts_with("HTTP/1.1 503"));
+        assert!(ask(address, "/health/ready?mode=reed").await.starts_with("HTTP/1.1 400"));
         assert!(ask(address, "/secrets").await.starts_with("HTTP/1.1 404"));
         stop.send(true).unwrap();
         serving.await.unwrap();

@@ -12,9 +12,9 @@ use plinth_transport::{Credentials, Link};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Carries out an operator's command. The profile follows the voters: where they are now is kept beside it, and those
-/// that it names are asked too.
-pub async fn run(file: &Path, command: &Command) -> Result<Report, Trouble> {
+/// Carries out an operator's command; `demo` says that the cluster is a demo. The profile follows the voters: where they
+/// are now is kept beside it, and those that it names are asked too.
+pub async fn run(file: &Path, demo: bool, command: &Command) -> Result<Report, Trouble> {
     let profile = Profile::load(file)?;
     let secrets = |error: identity::SecretsError| Trouble::new(Exit::Usage, "E2004", error.to_string());
     let (certificate, identity) =
@@ -33,9 +33,11 @@ pub async fn run(file: &Path, command: &Command) -> Result<Report, Trouble> {
     let link: Arc<dyn Link> =
         Arc::new(crate::node::wire_link(Arc::new(credentials), None, known.iter().chain(&profile.meta)));
     let config = crate::node::client_config(identity.node, &known, None);
-    let client = Client::connect(config, link.clone()).await?;
+    let bootstrap = config.peers.clone();
+    // The map is learned by the commands: they say more than that nobody answers.
+    let client = Client::unconnected(config, link.clone());
     let now_ms = crate::node::wall_clock_ms();
-    let operator = Operator { client: client.clone(), link, wrapping_key, ca_fingerprint, now_ms };
+    let operator = Operator { client: client.clone(), link, bootstrap, demo, wrapping_key, ca_fingerprint, now_ms };
     let done = plinth_admin::run(&operator, command).await;
     // Advice for the next command: a profile that can't be written to, on a medium that is read-only say, works as well.
     let _ = voters.keep_once(&client.map());

@@ -2,6 +2,7 @@
 //! states of all nodes, the pool and the buckets.
 
 use crate::export::gauge;
+use plinth_admin::verdict::{Answers, Collected};
 use plinth_admin::view;
 use plinth_client::Client;
 use plinth_meta::{GroupStats, MetaStats, ReplicaState};
@@ -15,8 +16,6 @@ use tokio::time::Instant;
 
 /// Looks back at a group's log, one a second: longer lags are shown as this many seconds and more.
 const LOOKS_MAX: usize = 120;
-/// A voter that lags less than this counts as one that is there.
-const LAG_OF_THE_PRESENT_MAX: Duration = Duration::from_secs(5);
 /// Buckets with metrics of their own; the rest is one line, `__other__`.
 const BUCKETS_MAX: usize = 100;
 /// How long the shards may take to answer.
@@ -62,23 +61,6 @@ impl Lags {
         worst
     }
 
-    /// Counts the groups led here that could not lose one more voter.
-    pub fn at_risk(&self, own: NodeId, map: &ClusterMap) -> usize {
-        let voters = |group: GroupId| match map.shards.iter().find(|shard| shard.group == group) {
-            Some(shard) => &shard.voters,
-            None => &map.voters,
-        };
-        let present = |group: GroupId, voter: NodeId| {
-            voter == own || self.lags.get(&(group, voter)).is_some_and(|lag| *lag <= LAG_OF_THE_PRESENT_MAX)
-        };
-        let at_risk = |group: &&GroupId| {
-            let voters = voters(**group);
-            let there = voters.iter().filter(|voter| present(**group, **voter)).count();
-            voters.len() > 1 && there <= voters.len() / 2 + 1
-        };
-        self.looks.keys().filter(at_risk).count()
-    }
-
     /// Exports the lags.
     pub fn family(&self, own: NodeId) -> MetricFamily {
         let peers = self.worst().into_iter().filter(|(peer, _)| *peer != own);
@@ -117,7 +99,9 @@ impl Overview {
 
     /// Exports the whole cluster's values.
     pub fn families(&self, map: &ClusterMap) -> Vec<MetricFamily> {
-        let status = view::status(map, &[], &self.shards);
+        let answers = Answers::new();
+        let shards = Some(&self.shards[..]);
+        let status = view::status(&Collected { map, confirmed: true, answers: &answers, shards, demo: false });
         let pool = || vec![("pool", "default".to_string())];
         let one = |value: u64| vec![(vec![], value as f64)];
         let (objects, bytes) = self.buckets();

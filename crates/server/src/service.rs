@@ -7,13 +7,14 @@ use crate::join::JoinDesk;
 use bytes::Bytes;
 use plinth_meta::MetaNode;
 use plinth_protocol::frame::FRAME_BYTES;
-use plinth_protocol::meta::{AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, Query, Reply};
+use plinth_protocol::meta::{AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, NodeReport, Query, Reply};
 use plinth_protocol::storage::{StorageAction, StorageRequest};
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{Failure, FailureKind, GROUP_SYSTEM, Method, NodeId};
+use plinth_protocol::{Epoch, Failure, FailureKind, GROUP_SYSTEM, Method, NodeId};
 use plinth_storage::StorageNode;
 use plinth_transport::{BoxFuture, Request, Response, Service};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use tokio::time::Instant;
 
 /// Answers operators' requests that concern the process rather than the cluster.
@@ -33,6 +34,16 @@ pub struct Parts {
     pub desk: OnceLock<JoinDesk>,
     /// The process around the node.
     pub control: OnceLock<Arc<dyn ProcessControl>>,
+    /// What the node says of itself.
+    pub own: OnceLock<Weak<dyn SelfReport>>,
+    /// Whether the node has said that it stops: it answers no ping any more, so that nobody takes it for up again.
+    pub leaving: AtomicBool,
+}
+
+/// Says what a node knows of itself and of the cluster.
+pub trait SelfReport: Send + Sync + 'static {
+    /// Makes the report, at once and from memory; with the cluster map where that is newer than `known`.
+    fn report(&self, known: Epoch) -> NodeReport;
 }
 
 /// The service of one node.
@@ -62,6 +73,9 @@ impl Service for NodeService {
 impl Parts {
     async fn dispatch(&self, request: Request) -> Result<Response, Failure> {
         match request.method {
+            Method::Ping if self.leaving.load(Ordering::Acquire) => {
+                Err(Failure::new(FailureKind::Unavailable, "the node is stopping"))
+            }
             Method::Ping => Ok(Response::default()),
             Method::Meta => {
                 let meta = started(&self.meta, "metadata")?;
@@ -98,6 +112,11 @@ impl Parts {
                 Some(control) => control.control(request).await?,
                 None => return Err(Failure::new(FailureKind::Invalid, "this node's process does not take that order")),
             },
+            AdminRequest::Report(known) => {
+                let own = self.own.get().and_then(Weak::upgrade);
+                let own = own.ok_or_else(|| Failure::new(FailureKind::Unavailable, "the node is starting"))?;
+                AdminReply::Report(own.report(known))
+            }
             other => started(&self.meta, "metadata")?.handle_admin(other).await?,
         };
         Ok(header_only(&reply))

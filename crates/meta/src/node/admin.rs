@@ -1,21 +1,25 @@
 //! An operator's requests: status, voters, placement.
 
 use super::Inner;
+use crate::ledger::remedy;
 use crate::raft::message::{Change, Learner, RaftCall};
 use crate::state::layout::{self, LayoutError};
-use plinth_protocol::map::{ClusterMap, NodeRecord, ShardRecord, ShardStart};
+use bytes::Bytes;
+use plinth_protocol::map::{ClusterMap, NodeRecord, ShardRecord, ShardStart, State};
 use plinth_protocol::meta::{
     AdminReply, AdminRequest, Command, LayoutOrder, LayoutOutcome, Outcome, Query, Reply, SetVoters,
 };
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{BucketId, Failure, FailureKind, GROUP_SYSTEM, GroupId, NodeId, Role};
-use plinth_transport::Peer;
+use plinth_protocol::{BucketId, Failure, FailureKind, GROUP_SYSTEM, GroupId, Method, NodeId, Role};
+use plinth_transport::{Call, Peer};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long one step of a change may take, catching up apart.
 const STEP_MAX: Duration = Duration::from_secs(10);
+/// How long a node may take to show that it can be reached.
+const REACH_MAX: Duration = Duration::from_secs(2);
 /// Pause between two tries of a step.
 const STEP_RETRY: Duration = Duration::from_millis(100);
 
@@ -30,7 +34,8 @@ pub(super) async fn handle(inner: &Arc<Inner>, request: AdminRequest) -> Result<
         AdminRequest::AddDisk(_)
         | AdminRequest::AddDiskFolder(_)
         | AdminRequest::StopNode(_)
-        | AdminRequest::StartNode(_) => Err(Failure::new(FailureKind::Invalid, "a voter does not serve this request")),
+        | AdminRequest::StartNode(_)
+        | AdminRequest::Report(_) => Err(Failure::new(FailureKind::Invalid, "a voter does not serve this request")),
     }
 }
 
@@ -55,28 +60,146 @@ fn all_groups(map: &ClusterMap) -> Vec<GroupId> {
     std::iter::once(GROUP_SYSTEM).chain(map.shards.iter().map(|shard| shard.group)).collect()
 }
 
-/// Makes a registered node a voter of every group: a learner first, a voter once it has caught up.
+/// Tells a voter whether this node reaches one that shall become a voter; fails with `Conflict` where it does not.
+pub(super) async fn reach(inner: &Arc<Inner>, newcomer: &Learner) -> Result<(), Failure> {
+    if newcomer.node == inner.config.node {
+        return Ok(());
+    }
+    let peer = Peer { node: newcomer.node, incarnation: None, address: newcomer.address.clone() };
+    let call = Call { method: Method::Ping, header: Bytes::new(), payload: Vec::new(), deadline: REACH_MAX };
+    match inner.wires.link.call(&peer, call).await {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.kind == FailureKind::Busy => Ok(()),
+        Err(failure) => {
+            let own = inner.ledger.name(inner.config.node);
+            Err(Failure::new(FailureKind::Conflict, format!("{own} does not reach it: {}", failure.text)))
+        }
+    }
+}
+
+/// Makes a registered node a voter of every group, or of none: a learner everywhere first, a voter once it has caught
+/// up everywhere.
 async fn add_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failure> {
     let _alone = inner.voters.lock().await;
     let map = map(inner).await?;
     let record = meta_node(&map, node)?;
-    for group in all_groups(&map) {
+    let name = &record.name;
+    if let Some(reason) = inner.ledger.refusal_of(node) {
+        return Err(never_again(name, &reason));
+    }
+    let groups = all_groups(&map);
+    let missing: Vec<GroupId> = groups.iter().copied().filter(|group| !votes(inner, &map, *group, node)).collect();
+    if missing.is_empty() {
+        return Ok(format!("{name} votes in all {} groups already: nothing was changed", groups.len()));
+    }
+    check_reach(inner, &map, &record).await?;
+    let failure = match join_groups(inner, &map, &record, &missing).await {
+        Ok(()) => return Ok(format!("{name} votes in {} groups", groups.len())),
+        // The next leader is asked again, and goes on where this one stopped.
+        Err(failure) if failure.kind == FailureKind::NotLeader => return Err(failure),
+        Err(failure) => failure,
+    };
+    let undone = leave_groups(inner, &map, node, &missing).await;
+    if let Some(reason) = inner.ledger.refusal_of(node) {
+        return Err(never_again(name, &reason));
+    }
+    let end = match undone {
+        Ok(()) => "nothing was changed".to_owned(),
+        Err(error) => format!("undoing it failed, too ({}); see plinth raft status", error.text),
+    };
+    Err(Failure::new(FailureKind::Conflict, format!("{name} was not added: {}; {end}", failure.text)))
+}
+
+/// Says that a voter has lost its memory, and what to do.
+fn never_again(name: &str, reason: &str) -> Failure {
+    let text = format!("{name} must not vote again under its id: {reason}. Do: {}", remedy(name));
+    Failure::new(FailureKind::Conflict, text)
+}
+
+/// Whether a node votes in a group, by the map and by the group itself.
+fn votes(inner: &Inner, map: &ClusterMap, group: GroupId, node: NodeId) -> bool {
+    let in_group = inner.group(group).is_ok_and(|open| open.raft.status().voters.contains(&node));
+    voters_of(map, group).contains(&node) && in_group
+}
+
+/// Makes sure that every voter that answers reaches the newcomer: one that some of them can't reach would count in
+/// majorities and not help them.
+async fn check_reach(inner: &Arc<Inner>, map: &ClusterMap, record: &NodeRecord) -> Result<(), Failure> {
+    let newcomer = Learner { node: record.node, address: record.address.clone() };
+    let refuse = |failure: Failure| {
+        let text = format!(
+            "{0} was not added: {1}; is its process running, is its address right, does a firewall let it through? \
+             Then: plinth raft add {0}",
+            record.name, failure.text
+        );
+        Failure::new(FailureKind::Conflict, text)
+    };
+    reach(inner, &newcomer).await.map_err(refuse)?;
+    let others = map.voters.iter().filter(|voter| **voter != inner.config.node && **voter != record.node);
+    let asked = others.filter_map(|voter| map.node(*voter)).map(|voter| async {
+        let peer = Peer { node: voter.node, incarnation: None, address: voter.address.clone() };
+        let body = newcomer.to_bytes();
+        inner.wires.call(&peer, GROUP_SYSTEM, RaftCall::Reach, body, Vec::new(), REACH_MAX * 2).await
+    });
+    for answer in futures_util::future::join_all(asked).await {
+        match answer {
+            Err(failure) if failure.kind == FailureKind::Conflict => return Err(refuse(failure)),
+            // A voter that is down itself can't tell, and helps no majority either way.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Adds a node to groups: learner in all of them, then voter in all of them.
+async fn join_groups(
+    inner: &Arc<Inner>,
+    map: &ClusterMap,
+    record: &NodeRecord,
+    groups: &[GroupId],
+) -> Result<(), Failure> {
+    let node = record.node;
+    for group in groups {
         let learner = Learner { node, address: record.address.clone() };
         let catch_up = Duration::from_millis(inner.config.limits.catch_up_ms);
-        change(inner, &map, group, Change::AddLearner(learner), catch_up).await?;
+        change(inner, map, *group, Change::AddLearner(learner), catch_up).await?;
     }
-    for group in all_groups(&map) {
-        change(inner, &map, group, Change::Promote(node), STEP_MAX).await?;
-        set_voters(inner, group, |voters| voters.push(node)).await?;
+    for group in groups {
+        change(inner, map, *group, Change::Promote(node), STEP_MAX).await?;
+        set_voters(inner, *group, |voters| voters.push(node)).await?;
     }
-    Ok(format!("{node} votes in {} groups", all_groups(&map).len()))
+    Ok(())
+}
+
+/// Takes a node out of groups, whatever it is in each.
+async fn leave_groups(inner: &Arc<Inner>, map: &ClusterMap, node: NodeId, groups: &[GroupId]) -> Result<(), Failure> {
+    let mut result = Ok(());
+    for group in groups {
+        let status = inner.group(*group)?.raft.status();
+        if !status.voters.contains(&node) && !status.learners.contains(&node) {
+            continue;
+        }
+        let left = set_voters(inner, *group, |voters| voters.retain(|voter| *voter != node)).await;
+        let left = left.and(change(inner, map, *group, Change::Remove(node), STEP_MAX).await);
+        result = result.and(left);
+    }
+    result
 }
 
 /// Removes a voter from every group. Refuses where the rest could not decide anything.
 async fn remove_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failure> {
     let _alone = inner.voters.lock().await;
     let map = map(inner).await?;
-    let groups = all_groups(&map);
+    let name = inner.ledger.name(node);
+    let takes_part = |group: &GroupId| {
+        let status = inner.group(*group).map(|open| open.raft.status());
+        let member = status.is_ok_and(|status| status.voters.contains(&node) || status.learners.contains(&node));
+        member || voters_of(&map, *group).contains(&node)
+    };
+    let groups: Vec<GroupId> = all_groups(&map).into_iter().filter(takes_part).collect();
+    if groups.is_empty() {
+        return Ok(format!("{name} votes in no group: nothing was changed"));
+    }
     for group in &groups {
         check_removal(inner, &map, *group, node).await?;
     }
@@ -92,7 +215,9 @@ async fn remove_voter(inner: &Arc<Inner>, node: NodeId) -> Result<String, Failur
         set_voters(inner, *group, |voters| voters.retain(|voter| *voter != node)).await?;
         change(inner, &map, *group, Change::Remove(node), STEP_MAX).await?;
     }
-    Ok(format!("{node} votes in no group any more"))
+    let left = map.voters.iter().filter(|voter| **voter != node).count();
+    let spare = left.saturating_sub(left / 2 + 1);
+    Ok(format!("{name} votes in no group any more; {left} voters are left, of which {spare} may be lost"))
 }
 
 /// A leader can't see its own removal through: another must lead first.
@@ -111,11 +236,13 @@ async fn check_removal(inner: &Arc<Inner>, map: &ClusterMap, group: GroupId, nod
     let voters = voters_of(map, group);
     let rest: Vec<NodeId> = voters.iter().copied().filter(|voter| *voter != node).collect();
     if rest.is_empty() {
-        return Err(Failure::new(FailureKind::Invalid, format!("{node} is the only voter of {group}")));
+        let name = inner.ledger.name(node);
+        let text = format!("{name} is the only voter of {group}: add another one first (plinth raft add)");
+        return Err(Failure::new(FailureKind::Invalid, text));
     }
     let up = |voter: &&NodeId| {
-        map.node(**voter).is_some_and(|record| record.state == plinth_protocol::map::State::Up)
-            || **voter == inner.config.node
+        let is_up = |record: &NodeRecord| record.state == State::Up && inner.ledger.refusal_of(**voter).is_none();
+        map.node(**voter).is_some_and(is_up) || **voter == inner.config.node
     };
     let answering = rest.iter().filter(up).count();
     if answering * 2 <= rest.len() {
@@ -166,10 +293,12 @@ async fn change(
             Ok(Err(failure)) => failure,
             Err(_) => Failure::new(FailureKind::Unavailable, format!("{group}: the change takes too long")),
         };
-        let again = matches!(
-            failure.kind,
-            FailureKind::NotLeader | FailureKind::Conflict | FailureKind::Unavailable | FailureKind::Unknown
-        );
+        let again = match failure.kind {
+            FailureKind::NotLeader | FailureKind::Conflict | FailureKind::Unknown => true,
+            // A learner that does not answer has been waited for already.
+            FailureKind::Unavailable => !matches!(change, Change::AddLearner(_)),
+            _ => false,
+        };
         if !again || Instant::now() + STEP_RETRY >= deadline {
             return Err(failure);
         }
@@ -197,7 +326,7 @@ async fn try_change(
 async fn leader_of(inner: &Arc<Inner>, map: &ClusterMap, group: GroupId) -> Result<NodeId, Failure> {
     let leader = inner.group(group).ok().and_then(|open| open.raft.moment().leader);
     let known = leader.filter(|leader| map.node(*leader).is_some());
-    known.ok_or_else(|| Failure::new(FailureKind::Unavailable, format!("no leader of {group} is known")))
+    known.ok_or_else(|| Failure::new(FailureKind::NotLeader, format!("no leader of {group} is known")))
 }
 
 async fn wait_for_other_leader(

@@ -2,11 +2,11 @@
 //! founds the cluster, records voters, and watches over the nodes.
 
 use super::Inner;
-use crate::MetaError;
 use crate::raft::group::RaftGroup;
 use crate::raft::machine::blocking;
 use crate::room::Sizes;
 use crate::state::Background;
+use crate::{MetaError, MetaLimits};
 use plinth_protocol::map::{ClusterMap, NodeRecord, State};
 use plinth_protocol::meta::{Command, Outcome, Query, RULES_STRICT, RefusalKind, Reply, SetNodeState};
 use plinth_protocol::{FailureKind, GROUP_SYSTEM, GroupId, Method, NodeId};
@@ -30,6 +30,11 @@ const COMMAND_MAX: Duration = Duration::from_secs(5);
 /// Commands of background work of one shard in one round, and the pause between two.
 const COMMANDS_PER_ROUND_MAX: usize = 100;
 const COMMAND_PAUSE: Duration = Duration::from_millis(20);
+/// How long a node may take to answer a ping.
+const PING_TIME_MAX: Duration = Duration::from_secs(2);
+/// Pings in a row that nobody at a node's address took, after which it is `Suspect` without waiting for its silence:
+/// its process has ended.
+const REFUSED_PINGS_MAX: u32 = 2;
 /// How often floors that moved are recorded at most.
 const FLOOR_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -123,6 +128,8 @@ pub(super) async fn watch(node: Weak<Inner>, group: RaftGroup, leader_changes: A
 struct Watch {
     founded: bool,
     heard: BTreeMap<NodeId, Instant>,
+    /// Pings in a row that were refused at once.
+    refused: BTreeMap<NodeId, u32>,
     since: Instant,
     pinged: Option<Instant>,
     recorded: Option<Instant>,
@@ -130,7 +137,14 @@ struct Watch {
 
 impl Watch {
     fn new() -> Self {
-        Watch { founded: false, heard: BTreeMap::new(), since: Instant::now(), pinged: None, recorded: None }
+        Watch {
+            founded: false,
+            heard: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            since: Instant::now(),
+            pinged: None,
+            recorded: None,
+        }
     }
 }
 
@@ -211,20 +225,27 @@ async fn ping_nodes(inner: &Arc<Inner>, watch: &mut Watch) {
     let own = inner.config.node;
     let pings = map.nodes.iter().filter(|node| node.node != own && watched(node.state)).map(|node| ping(inner, node));
     let heard = futures_util::future::join_all(pings).await;
+    // A node that is stopping has said so; who leads next watches from here.
+    if inner.leaving.load(Ordering::Acquire) {
+        return;
+    }
     let now = Instant::now();
-    watch.heard.extend(heard.into_iter().flatten().chain([own]).map(|node| (node, now)));
-    let limits = &inner.config.limits;
-    let (suspect, down) = (Duration::from_millis(limits.suspect_ms), Duration::from_millis(limits.down_ms));
+    let heard: BTreeMap<NodeId, Ping> = heard.into_iter().chain([(own, Ping::Answered)]).collect();
+    for (node, ping) in &heard {
+        let refused = watch.refused.remove(node).unwrap_or(0);
+        match ping {
+            Ping::Answered => drop(watch.heard.insert(*node, now)),
+            Ping::Refused => drop(watch.refused.insert(*node, refused.saturating_add(1))),
+            Ping::Silent => {}
+        }
+    }
     for node in map.nodes.iter().filter(|node| watched(node.state)) {
-        let heard_at = watch.heard.get(&node.node).copied();
-        let silent = now.duration_since(heard_at.unwrap_or(watch.since));
-        let state = match silent {
-            silent if silent >= down => State::Down,
-            silent if silent >= suspect => State::Suspect,
-            // A new leader takes its predecessor's word until it knows better.
-            _ if heard_at.is_none() => node.state,
-            _ => State::Up,
+        let seen = Seen {
+            answered: heard.get(&node.node) == Some(&Ping::Answered),
+            silent: now.duration_since(watch.heard.get(&node.node).copied().unwrap_or(watch.since)),
+            refused: watch.refused.get(&node.node).copied().unwrap_or(0),
         };
+        let state = next_state(node.state, &seen, &inner.config.limits);
         if state != node.state {
             tracing::info!(node = %node.node, address = node.address, from = ?node.state, to = ?state, "node state");
             let command = Command::SetNodeState(SetNodeState { node: node.node, state });
@@ -235,19 +256,76 @@ async fn ping_nodes(inner: &Arc<Inner>, watch: &mut Watch) {
     }
 }
 
+/// What a round of pings has shown of a node.
+struct Seen {
+    answered: bool,
+    /// How long it has not answered.
+    silent: Duration,
+    /// Pings in a row, this round's the last, that were refused at once.
+    refused: u32,
+}
+
+/// Decides a node's state. Only an answer makes it `Up`: one that said that it stops stays `Down`, and a new leader
+/// takes its predecessor's word until it knows better.
+fn next_state(known: State, seen: &Seen, limits: &MetaLimits) -> State {
+    if seen.answered {
+        State::Up
+    } else if known == State::Down || seen.silent >= Duration::from_millis(limits.down_ms) {
+        State::Down
+    } else if seen.silent >= Duration::from_millis(limits.suspect_ms) || seen.refused >= REFUSED_PINGS_MAX {
+        State::Suspect
+    } else {
+        known
+    }
+}
+
 /// Whether the state is one that pings decide.
 fn watched(state: State) -> bool {
     matches!(state, State::Up | State::Suspect | State::Down)
 }
 
-async fn ping(inner: &Arc<Inner>, node: &NodeRecord) -> Option<NodeId> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ping {
+    Answered,
+    /// Failed before its time was up: nobody listens there, or the node says that it stops.
+    Refused,
+    Silent,
+}
+
+async fn ping(inner: &Arc<Inner>, node: &NodeRecord) -> (NodeId, Ping) {
     let peer = Peer { node: node.node, incarnation: Some(node.incarnation), address: node.address.clone() };
-    let deadline = Duration::from_millis(inner.config.limits.ping_ms);
-    let call = Call { method: Method::Ping, header: Default::default(), payload: Vec::new(), deadline };
-    match inner.wires.link.call(&peer, call).await {
-        Ok(_) => Some(node.node),
+    let call = Call { method: Method::Ping, header: Default::default(), payload: Vec::new(), deadline: PING_TIME_MAX };
+    let started = Instant::now();
+    let ping = match inner.wires.link.call(&peer, call).await {
+        Ok(_) => Ping::Answered,
         // Too busy to answer is alive.
-        Err(failure) if failure.kind == FailureKind::Busy => Some(node.node),
-        Err(_) => None,
+        Err(failure) if failure.kind == FailureKind::Busy => Ping::Answered,
+        Err(_) if started.elapsed() < PING_TIME_MAX / 2 => Ping::Refused,
+        Err(_) => Ping::Silent,
+    };
+    (node.node, ping)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_brings_a_node_up() {
+        let limits = MetaLimits::default();
+        let seen = |answered, silent_ms, refused| Seen { answered, silent: Duration::from_millis(silent_ms), refused };
+        for (known, seen, expected) in [
+            (State::Up, seen(true, 0, 0), State::Up),
+            (State::Down, seen(true, 0, 0), State::Up),
+            // It said a moment ago that it stops.
+            (State::Down, seen(false, 500, 1), State::Down),
+            (State::Up, seen(false, 1_000, 1), State::Up),
+            (State::Up, seen(false, 2_000, REFUSED_PINGS_MAX), State::Suspect),
+            (State::Up, seen(false, limits.suspect_ms, 0), State::Suspect),
+            (State::Suspect, seen(false, 1_000, 0), State::Suspect),
+            (State::Suspect, seen(false, limits.down_ms, 0), State::Down),
+        ] {
+            assert_eq!(next_state(known, &seen, &limits), expected, "{known:?}");
+        }
     }
 }

@@ -56,6 +56,7 @@ pub(super) async fn open_node(config: MetaConfig, link: Arc<dyn Link>) -> Result
         duties: Mutex::default(),
         requests: AtomicU64::new(0),
         voters: tokio::sync::Mutex::default(),
+        leaving: AtomicBool::new(false),
     });
     if let Some(found) = inner.config.found.as_ref().map(|found| found.map.clone()) {
         groups.extend(found_groups(&found, inner.config.node).into_keys());
@@ -209,6 +210,7 @@ fn registry_hook(ledger: Arc<Ledger>) -> RegistryHook {
             ledger.set_recorded(records);
         }
         if let Ok(Reply::Map(map)) = reader.query(&Query::Map(None)) {
+            ledger.set_names(map.nodes.iter().map(|node| (node.node, node.name.clone())).collect());
             ledger.set_addresses(map.nodes.into_iter().map(|node| (node.node, node.address)).collect());
         }
     })

@@ -13,17 +13,18 @@ use crate::log::engine::lock;
 use crate::log::handle::NodeLog;
 use crate::raft::group::{Answer, RaftGroup};
 use crate::raft::machine::blocking;
-use crate::raft::message::{RaftCall, RaftHeader, RaftReply};
+use crate::raft::message::{Learner, RaftCall, RaftHeader, RaftReply};
 use crate::raft::network::Wires;
 use crate::state::{self, RocksMemory};
 use crate::stats::{GroupStats, MetaStats, ReplicaState};
 use crate::{MetaConfig, MetaError};
 use bytes::Bytes;
+use plinth_protocol::map::ClusterMap;
 use plinth_protocol::meta::{
-    AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, Mutation, Outcome, Query, Reply,
+    AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, Mutation, Outcome, Query, RaftStatus, Reply, VoterSight,
 };
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{Failure, FailureKind, GroupId, NodeId, RequestId};
+use plinth_protocol::{Epoch, Failure, FailureKind, GROUP_SYSTEM, GroupId, NodeId, RequestId};
 use plinth_transport::{Link, Response};
 use proposer::Proposer;
 use reads::Reads;
@@ -44,6 +45,17 @@ const CLOSE_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct MetaNode {
     inner: Arc<Inner>,
+}
+
+/// What a voter knows; nothing of it was confirmed by a majority.
+#[derive(Debug, Clone)]
+pub struct VoterReport {
+    /// Its groups.
+    pub raft: RaftStatus,
+    /// The other voters as it hears them.
+    pub voters: Vec<VoterSight>,
+    /// Voters that refuse to hear this one, each with why.
+    pub refused_by: Vec<(NodeId, String)>,
 }
 
 /// One open group with its queues and tasks.
@@ -70,6 +82,8 @@ pub(crate) struct Inner {
     requests: AtomicU64,
     /// Held while voters change: of two orders at once each would write the map that it read first.
     voters: tokio::sync::Mutex<()>,
+    /// Whether the node is stopping.
+    leaving: AtomicBool,
 }
 
 impl MetaNode {
@@ -111,16 +125,23 @@ impl MetaNode {
         if header.from.node != from {
             return Err(Failure::new(FailureKind::Denied, format!("{from} speaks for {}", header.from.node)));
         }
-        self.inner.ledger.admit(&header.from)?;
-        if let Err(failure) = self.inner.ledger.check_addressee(header.expected) {
-            tracing::error!(peer = %from, %failure, "this voter is not heard by its peers");
-            return Err(failure);
-        }
+        let ledger = &self.inner.ledger;
+        ledger.admit(&header.from)?;
+        ledger.check_addressee(header.expected).inspect_err(|failure| ledger.note_failure(from, failure))?;
+        ledger.note_standing(from, header.refused.as_deref());
         if let Some(address) = &header.address {
             self.inner.wires.link.learn_address(from, address);
         }
-        let group = self.inner.group_for(header.group, header.call).await?;
-        let Answer { body, payload } = group.raft.handle(header.call, &header.body, payload).await?;
+        let Answer { body, payload } = match header.call {
+            RaftCall::Reach => {
+                admin::reach(&self.inner, &Learner::decode(&header.body)?).await?;
+                Answer { body: Bytes::new(), payload: Vec::new() }
+            }
+            call => {
+                let group = self.inner.group_for(header.group, call).await?;
+                group.raft.handle(call, &header.body, payload).await?
+            }
+        };
         let no_room = self.inner.wires.room.is_short();
         let reply = RaftReply { from: self.inner.ledger.identity(), body, no_room };
         Ok(Response { header: reply.to_bytes(), payload })
@@ -129,6 +150,27 @@ impl MetaNode {
     /// Answers an operator. Changes of membership must reach the leader of the system group.
     pub async fn handle_admin(&self, request: AdminRequest) -> Result<AdminReply, Failure> {
         admin::handle(&self.inner, request).await
+    }
+
+    /// Returns what the voter knows of its groups and of the other voters, at once and from its own replicas.
+    pub fn report(&self) -> VoterReport {
+        let groups = self.inner.open_groups().iter().map(|group| group.raft.status()).collect();
+        let ledger = &self.inner.ledger;
+        VoterReport { raft: RaftStatus { groups }, voters: ledger.sights(), refused_by: ledger.refused_by() }
+    }
+
+    /// Returns the cluster map of this node's own replica, where newer than `known`. Others may have gone on since.
+    pub fn own_map(&self, known: Epoch) -> Option<ClusterMap> {
+        let group = self.inner.group(GROUP_SYSTEM).ok()?;
+        match group.raft.shard().reader().query(&Query::Map(None)) {
+            Ok(Reply::Map(map)) if map.epoch > known => Some(map),
+            _ => None,
+        }
+    }
+
+    /// Ends the leader's watch over the nodes: this one is stopping, and shall not call itself up again.
+    pub fn leave(&self) {
+        self.inner.leaving.store(true, Ordering::Release);
     }
 
     /// Returns the voter's counters.

@@ -38,7 +38,8 @@ fn heads() -> Bytes {
 }
 
 fn request(call: RaftCall, body: &impl Wire) -> RaftHeader {
-    RaftHeader { call, group: GroupId(1), from: identity(), expected: Some(0x12), body: body.to_bytes(), address: None }
+    let (from, expected, body) = (identity(), Some(0x12), body.to_bytes());
+    RaftHeader { call, group: GroupId(1), from, expected, body, refused: None, address: None }
 }
 
 fn reply(body: Bytes) -> RaftReply {
@@ -70,7 +71,7 @@ fn requests_are_those_of_the_golden_file() {
             line("snapshot-begin", &request(RaftCall::SnapshotBegin, &begin)),
             line("snapshot-chunk", &request(RaftCall::SnapshotChunk, &chunk)),
             line("snapshot-end", &request(RaftCall::SnapshotEnd, &end)),
-            line("change-add-learner", &change(Change::AddLearner(learner))),
+            line("change-add-learner", &change(Change::AddLearner(learner.clone()))),
             line("change-promote", &change(Change::Promote(NodeId(4)))),
             line("change-remove", &change(Change::Remove(NodeId(4)))),
             line("change-transfer", &change(Change::Transfer(NodeId(4)))),
@@ -78,6 +79,8 @@ fn requests_are_those_of_the_golden_file() {
                 "vote-with-address",
                 &RaftHeader { address: Some("host2:1".into()), ..request(RaftCall::Vote, &ballot) },
             ),
+            line("reach", &request(RaftCall::Reach, &learner)),
+            line("refused", &RaftHeader { refused: Some("wiped".into()), ..request(RaftCall::PreVote, &ballot) }),
             line("append-words", &append),
             line("ballot-words", &ballot),
             line("transfer-words", &transfer),

@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 
 type Raft = openraft::Raft<Config, ShardMachine>;
 
@@ -43,6 +44,10 @@ const STEP_DOWN_MS: u64 = 150;
 const COMMIT_DELAY_MS_MAX: u64 = STEP_DOWN_MS / 3;
 /// Bytes that a flush needs beside the rows: manifests, filters, indexes.
 const FLUSH_ROOM_BYTES: u64 = 16 << 20;
+/// How long a new learner may be silent before it is given up.
+const LEARNER_SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How often is looked at how far it is.
+const LEARNER_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long a snapshot may take on its way, all pieces together.
 const SNAPSHOT_TIME_MS: u64 = 6 * 3600 * 1000;
 
@@ -293,7 +298,12 @@ impl RaftGroup {
     pub(crate) async fn change(&self, change: Change) -> Result<(), Failure> {
         let changed = match change {
             Change::AddLearner(learner) => {
-                self.raft.add_learner(learner.node.0, BasicNode::new(learner.address), true).await.map(drop)
+                let node = learner.node;
+                let added = self.raft.add_learner(node.0, BasicNode::new(learner.address), false).await;
+                if added.is_ok() {
+                    return self.wait_for_learner(node).await;
+                }
+                added.map(drop)
             }
             Change::Promote(node) => {
                 let voters = ChangeMembers::AddVoterIds(BTreeSet::from([node.0]));
@@ -318,6 +328,27 @@ impl RaftGroup {
             }
             Err(RaftError::APIError(error)) => Err(Failure::new(FailureKind::Unknown, error.to_string())),
             Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal)),
+        }
+    }
+
+    /// Waits until a learner has what the log held at the call, for as long as it answers.
+    async fn wait_for_learner(&self, node: NodeId) -> Result<(), Failure> {
+        let (started, goal) = (Instant::now(), self.status().last_log);
+        loop {
+            let status = self.status();
+            if status.leader != Some(self.node) {
+                return Err(Failure::new(FailureKind::NotLeader, format!("{} is led elsewhere now", self.group)));
+            }
+            if status.matched.iter().any(|(peer, matched)| *peer == node && *matched >= goal) {
+                return Ok(());
+            }
+            let silence = self.wires.ledger.silence(node).unwrap_or(Duration::MAX).min(started.elapsed());
+            if silence >= LEARNER_SILENCE_MAX {
+                let seconds = LEARNER_SILENCE_MAX.as_secs();
+                let text = format!("it has not taken part in {} for {seconds} s", self.group);
+                return Err(Failure::new(FailureKind::Unavailable, text));
+            }
+            tokio::time::sleep(LEARNER_LOOK_EVERY).await;
         }
     }
 
@@ -381,6 +412,7 @@ impl RaftGroup {
                 let end: FetchBegin = open(body)?;
                 self.drop_offer(Some(end.transfer)).await.map(|()| nothing())
             }
+            RaftCall::Reach => Err(Failure::new(FailureKind::Invalid, "this call is for no group")),
         };
         Ok(Answer { body: body?, payload: Vec::new() })
     }

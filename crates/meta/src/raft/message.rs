@@ -14,12 +14,13 @@
 //! | 6 snapshot chunk  | 1 transfer, 2 name, 3 offset                                 | piece of the file | none                                        |
 //! | 7 snapshot end    | 1 transfer, 2 vote, 3 snapshot, 4 files                      | none              | vote                                        |
 //! | 8 change          | 1 add learner, 2 promote, 3 remove, 4 transfer               | none              | none                                        |
+//! | 9 reach           | 1 node, 2 address                                            | none              | none                                        |
 //! | 20 fetch begin    | 1 transfer                                                   | none              | 1 snapshot, 2 files (1 name, 2 bytes)       |
 //! | 21 fetch piece    | 1 transfer, 2 name, 3 offset, 4 length                       | none              | none; payload: the piece                    |
 //! | 22 fetch end      | 1 transfer                                                   | none              | none                                        |
 //!
-//! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record, 7 the sender's address; a reply's is
-//! 1 from, 2 the record, 8 whether the sender has little room.
+//! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record, 6 why the receiver is refused, 7 the
+//! sender's address; a reply's is 1 from, 2 the record, 8 whether the sender has little room.
 //! A vote is 1 term, 2 node, 3 committed; an identity 1 node, 2 log, 3 boot, 4 session, 5 floor; a snapshot 1 last, 2 membership
 //! (1 at, 2 the membership: 1 configurations, 2 addresses by node); a file 1 name, 2 bytes, 3 CRC-32. All are tag-length
 //! records (`protocol::wire`), held to `tests/format/meta_raft_*.hex`. The payload of an append is the payloads of its entries,
@@ -52,6 +53,8 @@ numbered! {
         SnapshotEnd = 7,
         /// [`Change`] → nothing: a change of membership, for the group's leader.
         Change = 8,
+        /// [`Learner`] → nothing: asks the receiver whether it reaches a node that shall become a voter.
+        Reach = 9,
         /// [`FetchBegin`] → [`FetchOffer`]: a checkpoint for a replica that rebuilds itself.
         FetchBegin = 20,
         /// [`FetchPiece`] → nothing; the bytes are the reply's payload.
@@ -71,6 +74,8 @@ record! {
         4 => expected: Option<u128>,
         /// The call's own record.
         5 => body: Bytes,
+        /// Why the sender refuses to hear the receiver, where it does.
+        6 -> refused: Option<String>,
         /// Where the sender is reached: it may have moved since the map was written.
         7 -> address: Option<String>,
     }

@@ -92,15 +92,17 @@ impl Wires {
         deadline: Duration,
     ) -> Result<(Bytes, Bytes), Failure> {
         let (from, expected) = (self.ledger.identity(), self.ledger.expected(peer.node));
-        let address = self.link.own_address().map(str::to_owned);
-        let header = RaftHeader { call, group, from, expected, body, address }.to_bytes();
-        let answer = self.link.call(peer, Call { method: Method::Raft, header, payload, deadline }).await?;
+        let (refused, address) = (self.ledger.refusal_of(peer.node), self.link.own_address().map(str::to_owned));
+        let header = RaftHeader { call, group, from, expected, body, refused, address }.to_bytes();
+        let answer = self.link.call(peer, Call { method: Method::Raft, header, payload, deadline }).await;
+        let answer = answer.inspect_err(|failure| self.ledger.note_failure(peer.node, failure))?;
         let reply = RaftReply::decode(&answer.header)?;
         if reply.from.node != peer.node {
             let text = format!("{} answered in the place of {}", reply.from.node, peer.node);
             return Err(Failure::new(FailureKind::Denied, text));
         }
         self.ledger.admit(&reply.from)?;
+        self.ledger.note_standing(peer.node, None);
         self.room.note_peer(peer.node, reply.no_room);
         Ok((reply.body, answer.payload))
     }
@@ -146,13 +148,7 @@ impl Network {
     ) -> Result<Bytes, Failure> {
         let address = self.wires.ledger.address(self.target).unwrap_or_else(|| self.address.clone());
         let peer = Peer { node: self.target, incarnation: None, address };
-        let result = self.wires.call(&peer, self.group, call, body, payload, deadline).await;
-        if let Err(failure) = &result
-            && failure.kind == FailureKind::Denied
-        {
-            tracing::error!(group = %self.group, peer = %self.target, %failure, "voter is not heard");
-        }
-        result
+        self.wires.call(&peer, self.group, call, body, payload, deadline).await
     }
 
     async fn ballot(

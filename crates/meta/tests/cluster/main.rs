@@ -222,6 +222,19 @@ async fn rolled_back_voter_is_refused() {
     });
     refused.await.expect("an old boot counter is refused");
     cluster.put("after", 10).await;
+    // Both sides can tell: the leader whom it refuses, the voter that it is refused, and neither order pretends.
+    let leader = cluster.await_leader(GROUP_SYSTEM).await;
+    let told = until(|| async {
+        let sights = cluster.node(leader).report().voters;
+        let refused = sights.into_iter().find(|sight| sight.node == victim)?.refused?;
+        let (_, known) = cluster.node(victim).report().refused_by.first()?.clone();
+        (refused == known && refused.contains("rolled back")).then_some(())
+    });
+    told.await.expect("the refusal is known on both sides");
+    let refused = cluster.admin(AdminRequest::AddVoter(victim)).await.unwrap_err();
+    assert!(refused.text.contains("must not vote again") && refused.text.contains("plinth raft remove"), "{refused}");
+    cluster.admin(AdminRequest::RemoveVoter(victim)).await.unwrap();
+    assert_eq!(cluster.map().await.voters.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -357,6 +370,61 @@ async fn voters_are_added_and_removed_under_load() {
     for number in 0..written {
         assert!(cluster.has(&format!("load{number:05}")).await);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_never_started_is_not_added_and_nothing_changes() {
+    let cluster = Cluster::started(1).await;
+    cluster.map().await;
+    cluster.open_bucket().await;
+    let registered = cluster.run(GROUP_SYSTEM, cluster.register(NodeId(2))).await;
+    assert!(matches!(registered, Outcome::Node(_)), "{registered:?}");
+    let refused = add_second(&cluster).await.unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Conflict, "{refused}");
+    assert!(refused.text.contains("does not reach it"), "{refused}");
+    assert_alone(&cluster).await;
+    cluster.start(NodeId(2)).await.unwrap();
+    for wanted in ["votes in 2 groups", "already"] {
+        let done = add_second(&cluster).await.unwrap();
+        assert!(matches!(&done, AdminReply::Done(text) if text.contains(wanted)), "{done:?}");
+    }
+    assert_eq!(cluster.map().await.voters, [NodeId(1), NodeId(2)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_falls_silent_is_taken_back_from_every_group() {
+    let cluster = Cluster::started(1).await;
+    cluster.map().await;
+    cluster.open_bucket().await;
+    cluster.run(GROUP_SYSTEM, cluster.register(NodeId(2))).await;
+    cluster.start(NodeId(2)).await.unwrap();
+    // It answers pings, and no message between voters gets through.
+    cluster.network.set_judge(Some(Arc::new(|passage| match passage.method {
+        plinth_protocol::Method::Raft => Fault::Refuse,
+        _ => Fault::None,
+    })));
+    let refused = add_second(&cluster).await.unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Conflict, "{refused}");
+    assert!(refused.text.contains("nothing was changed"), "{refused}");
+    assert_alone(&cluster).await;
+    cluster.network.set_judge(None);
+    add_second(&cluster).await.unwrap();
+}
+
+/// Asks the first voter, which leads, to add the second node.
+async fn add_second(cluster: &Cluster) -> Result<AdminReply, Failure> {
+    let (meta, runtime) = cluster.voter(NodeId(1));
+    runtime.spawn(async move { meta.handle_admin(AdminRequest::AddVoter(NodeId(2))).await }).await.unwrap()
+}
+
+/// The one voter has nobody beside it in any group, and writes.
+async fn assert_alone(cluster: &Cluster) {
+    for group in [GROUP_SYSTEM, SHARD] {
+        let status = cluster.status(NodeId(1), group).await.unwrap();
+        assert_eq!((status.voters, status.learners), (vec![NodeId(1)], vec![]), "{group}");
+    }
+    assert_eq!(cluster.map().await.voters, [NodeId(1)]);
+    cluster.put("alone", 10).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@ use super::registry::{map, node};
 use bytes::Bytes;
 use plinth_protocol::meta::*;
 use plinth_protocol::stripe::Code;
-use plinth_protocol::{Failure, FailureKind, GroupId, Method, NodeId, Role};
+use plinth_protocol::{Epoch, Failure, FailureKind, GroupId, Method, NodeId, Role};
 
 fn failure() -> Failure {
     Failure {
@@ -85,6 +85,29 @@ fn layout_outcome() -> LayoutOutcome {
     }
 }
 
+fn sight() -> VoterSight {
+    VoterSight { node: NodeId(2), heard_ms: Some(250), refused: Some("its log was wiped".into()) }
+}
+
+fn reason() -> NodeReason {
+    NodeReason { code: "S206".into(), text: "no disk".into(), next: "plinth disk add s1 /data/d0".into() }
+}
+
+fn report() -> NodeReport {
+    NodeReport {
+        node: NodeId(1),
+        map: Some(map()),
+        raft: Some(status()),
+        voters: vec![sight()],
+        refused_by: vec![(NodeId(3), "boot 2 is older than boot 3".into())],
+        reasons: vec![reason()],
+    }
+}
+
+fn lone_report() -> NodeReport {
+    NodeReport { map: None, raft: None, voters: vec![], refused_by: vec![], reasons: vec![], ..report() }
+}
+
 pub fn samples(samples: &mut Samples) {
     samples.numbered(Role::ALL);
     samples.numbered(Method::ALL);
@@ -100,6 +123,7 @@ pub fn samples(samples: &mut Samples) {
         AdminRequest::StartNode("storage-1".into()),
         AdminRequest::ApplyLayout(layout_order()),
         AdminRequest::AddDiskFolder(disk_folder()),
+        AdminRequest::Report(Epoch(42)),
     ]);
     let condition = Some("no room for growth".into());
     samples.record([group(), lone_group(), RaftGroupStatus { condition, ..group() }]);
@@ -108,7 +132,11 @@ pub fn samples(samples: &mut Samples) {
         AdminReply::Done("epoch 42".into()),
         AdminReply::RaftStatus(status()),
         AdminReply::Layout(layout_outcome()),
+        AdminReply::Report(lone_report()),
     ]);
+    samples.record([sight(), VoterSight { heard_ms: None, refused: None, ..sight() }]);
+    samples.record([reason()]);
+    samples.record([report(), lone_report()]);
     samples.record([layout_order(), LayoutOrder { code: None, ..layout_order() }]);
     samples.record([layout_outcome()]);
     samples.record([disk_folder(), DiskFolder { create: false, ..disk_folder() }]);
