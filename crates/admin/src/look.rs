@@ -142,7 +142,7 @@ impl Operator {
 
     async fn report(&self, peer: Peer, known: Epoch) -> (NodeId, Result<NodeReport, String>) {
         let answer = match self.ask_peer(&peer, &AdminRequest::Report(known), ANSWER_TIME_MAX).await {
-            Ok(AdminReply::Report(report)) => Ok(report),
+            Ok(AdminReply::Report(report)) => Ok(*report),
             Ok(_) => Err("unexpected answer".to_owned()),
             // A node of an older version knows its groups and no more.
             Err(failure) if failure.kind == FailureKind::Invalid => self.old_report(&peer).await,

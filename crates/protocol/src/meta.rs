@@ -756,7 +756,7 @@ choice! {
     pub enum AdminReply {
         1 => Done(String),
         2 => RaftStatus(RaftStatus),
-        3 => Report(NodeReport),
+        3 => Report(Box<NodeReport>),
         16 => Layout(LayoutOutcome),
     }
 }

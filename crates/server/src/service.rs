@@ -115,7 +115,7 @@ impl Parts {
             AdminRequest::Report(known) => {
                 let own = self.own.get().and_then(Weak::upgrade);
                 let own = own.ok_or_else(|| Failure::new(FailureKind::Unavailable, "the node is starting"))?;
-                AdminReply::Report(own.report(known))
+                AdminReply::Report(Box::new(own.report(known)))
             }
             other => started(&self.meta, "metadata")?.handle_admin(other).await?,
         };

@@ -132,7 +132,7 @@ pub fn samples(samples: &mut Samples) {
         AdminReply::Done("epoch 42".into()),
         AdminReply::RaftStatus(status()),
         AdminReply::Layout(layout_outcome()),
-        AdminReply::Report(lone_report()),
+        AdminReply::Report(Box::new(lone_report())),
     ]);
     samples.record([sight(), VoterSight { heard_ms: None, refused: None, ..sight() }]);
     samples.record([reason()]);
