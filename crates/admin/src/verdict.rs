@@ -103,10 +103,8 @@ pub struct Verdict {
 impl Verdict {
     /// Returns `OK`, `WARN` or `CRITICAL`.
     pub fn health(&self) -> &'static str {
-        match self.reasons.iter().map(|reason| reason.severity).min() {
-            None => "OK",
-            Some(worst) => worst,
-        }
+        // CRITICAL comes before WARN.
+        self.reasons.iter().map(|reason| reason.severity).min().unwrap_or("OK")
     }
 
     /// Returns whether the metadata answers, as all reads and writes need.
