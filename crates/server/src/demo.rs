@@ -123,7 +123,7 @@ async fn run_in(args: &DemoArgs, folder: &Path, human: bool) -> Result<(), Troub
 async fn another_key(profile: &Path) -> Result<(String, Hidden<String>), Trouble> {
     let description = Some("made by plinth demo".to_string());
     let create = plinth_admin::command::KeyCommand::Create { account: "root".into(), description };
-    let report = crate::operate::run(profile, &plinth_admin::Command::Key(create)).await?;
+    let report = crate::operate::run(profile, true, &plinth_admin::Command::Key(create)).await?;
     let text = |name: &str| report.value[name].as_str().unwrap_or_default().to_string();
     Ok((text("access_key"), text("secret_key").into()))
 }
