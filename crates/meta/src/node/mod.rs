@@ -154,9 +154,8 @@ impl MetaNode {
 
     /// Returns what the voter knows of its groups and of the other voters, at once and from its own replicas.
     pub fn report(&self) -> VoterReport {
-        let groups = self.inner.open_groups().iter().map(|group| group.raft.status()).collect();
         let ledger = &self.inner.ledger;
-        VoterReport { raft: RaftStatus { groups }, voters: ledger.sights(), refused_by: ledger.refused_by() }
+        VoterReport { raft: self.inner.raft_status(), voters: ledger.sights(), refused_by: ledger.refused_by() }
     }
 
     /// Returns the cluster map of this node's own replica, where newer than `known`. Others may have gone on since.
