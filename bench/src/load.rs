@@ -167,6 +167,7 @@ pub async fn run(plan: Plan, servers: &Servers) -> Result<Report, String> {
         errors: total.errors,
         latency: total.latency,
         server_cpu_seconds: after.seconds_since(&before),
+        server_written_bytes: after.written_since(&before),
         server_processes: servers.count(),
         server_peak_bytes: memory.iter().map(|one| one.peak_bytes).sum(),
         server_peak_bytes_largest: memory.iter().map(|one| one.peak_bytes).max().unwrap_or(0),

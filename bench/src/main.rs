@@ -7,6 +7,7 @@
 
 mod cluster;
 mod connection;
+mod first_fill;
 mod latency;
 mod load;
 mod meter;

@@ -1,4 +1,4 @@
-//! What the servers cost: processor time and memory of their processes, from `/proc`.
+//! What the servers cost: processor time, memory and bytes written of their processes, from `/proc`.
 
 // Reading /proc is this module's one purpose; nothing else in the bench meets a file through it.
 #![allow(clippy::disallowed_methods)]
@@ -20,6 +20,9 @@ pub struct Servers {
 pub struct Reading {
     /// Processor time since each process began, user and system, in ticks.
     ticks: BTreeMap<u32, u64>,
+    /// Bytes that each process has had written to devices since it began; the file system's own records are not among
+    /// them. Needs the rights of the processes' owner.
+    written: BTreeMap<u32, u64>,
 }
 
 /// Memory of one process in bytes.
@@ -56,7 +59,8 @@ impl Servers {
     /// Reads the processor time of all processes; one that is gone counts as it was read last, that is: not at all.
     pub fn read(&self) -> Reading {
         let ticks = self.pids.iter().filter_map(|pid| Some((*pid, ticks_in(&proc_file(*pid, "stat")?)?)));
-        Reading { ticks: ticks.collect() }
+        let written = self.pids.iter().filter_map(|pid| Some((*pid, written_in(&proc_file(*pid, "io")?)?)));
+        Reading { ticks: ticks.collect(), written: written.collect() }
     }
 
     /// Reads the memory of each process.
@@ -79,6 +83,12 @@ impl Reading {
         let both = self.ticks.iter().filter_map(|(pid, now)| Some(now.saturating_sub(*earlier.ticks.get(pid)?)));
         both.sum::<u64>() as f64 / TICKS_PER_SECOND
     }
+
+    /// Bytes written between an earlier reading and this one, summed over processes seen in both.
+    pub fn written_since(&self, earlier: &Reading) -> u64 {
+        let both = self.written.iter().filter_map(|(pid, now)| Some(now.saturating_sub(*earlier.written.get(pid)?)));
+        both.sum()
+    }
 }
 
 fn proc_file(pid: u32, name: &str) -> Option<String> {
@@ -94,6 +104,10 @@ fn ticks_in(stat: &str) -> Option<u64> {
     let behind_name = stat.rsplit_once(')')?.1;
     let mut fields = behind_name.split_ascii_whitespace().skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+fn written_in(io: &str) -> Option<u64> {
+    io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.parse().ok()
 }
 
 fn memory_in(status: &str) -> Option<Memory> {
@@ -112,6 +126,12 @@ mod tests {
     fn processor_time_is_found_behind_an_odd_name() {
         let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 700 50 9 9 20 0 3 0 100 1 1";
         assert_eq!(ticks_in(stat), Some(750));
+    }
+
+    #[test]
+    fn bytes_written_are_those_of_devices() {
+        let io = "rchar: 1\nwchar: 2\nread_bytes: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n";
+        assert_eq!(written_in(io), Some(4096));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Report {
     pub latency: Histogram,
     /// Processor seconds of all servers, user and system.
     pub server_cpu_seconds: f64,
+    /// Bytes that the servers have had written to devices.
+    pub server_written_bytes: u64,
     /// How many server processes were measured.
     pub server_processes: usize,
     /// Sum of the processes' memory peaks.
@@ -74,6 +76,11 @@ impl Report {
         ratio(self.keys as f64, self.server_cpu_seconds)
     }
 
+    /// Bytes that the servers have had written for each byte of objects moved.
+    pub fn written_per_byte(&self) -> f64 {
+        ratio(self.server_written_bytes as f64, self.bytes as f64)
+    }
+
     /// Failed requests.
     pub fn failed(&self) -> u64 {
         self.errors.values().sum()
@@ -93,7 +100,7 @@ impl Report {
                 "processes": self.server_processes, "cpu_seconds": self.server_cpu_seconds,
                 "cpu_seconds_per_gib": self.cpu_seconds_per_gib(),
                 "cpu_seconds_per_thousand_operations": self.cpu_seconds_per_thousand(),
-                "keys_per_cpu_second": self.keys_per_cpu_second(),
+                "keys_per_cpu_second": self.keys_per_cpu_second(), "written_bytes": self.server_written_bytes,
                 "peak_bytes": self.server_peak_bytes, "peak_bytes_largest": self.server_peak_bytes_largest,
                 "resident_bytes": self.server_resident_bytes,
             },
@@ -127,6 +134,7 @@ impl fmt::Display for Report {
         write!(out, " = {:.3} per thousand operations", self.cpu_seconds_per_thousand())?;
         if self.bytes > 0 {
             write!(out, ", {:.2} per GiB", self.cpu_seconds_per_gib())?;
+            write!(out, ", {:.2} bytes written per byte", self.written_per_byte())?;
         }
         if self.keys > 0 {
             write!(out, ", {:.0} keys per CPU-s", self.keys_per_cpu_second())?;

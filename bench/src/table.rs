@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use crate::cluster::Cluster;
+use crate::first_fill;
 use crate::load::{self, Operation, Plan};
 use crate::report::{Report, size};
 use std::fmt::Write;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
 /// Where the generated part of the page stands; the rest of the page is written by people.
 const BEGIN: &str = "<!-- table: begin (written by plinth-bench table) -->";
@@ -132,10 +134,15 @@ struct Clusters {
     large: Cluster,
 }
 
+/// Where the clusters live, each with an ending of its own.
+fn folder(options: &TableOptions) -> PathBuf {
+    let beside = options.plinth.parent().unwrap_or(Path::new(".")).join(format!("bench-{}", std::process::id()));
+    options.dir.clone().unwrap_or(beside)
+}
+
 impl Clusters {
     async fn start(options: &TableOptions) -> Result<Clusters, String> {
-        let beside = options.plinth.parent().unwrap_or(Path::new(".")).join(format!("bench-{}", std::process::id()));
-        let folder = options.dir.clone().unwrap_or(beside);
+        let folder = folder(options);
         let name = folder.file_name().ok_or_else(|| format!("{} names no folder", folder.display()))?;
         let named = |ending| folder.with_file_name(format!("{}-{ending}", name.display()));
         let mut small = Cluster::start(&options.plinth, &named("small"), options.base_port).await?;
@@ -164,6 +171,7 @@ pub async fn table(mut options: TableOptions) -> Result<(), String> {
     }
     // First: a demo wants a disk that the rows below have not filled.
     let demo_bytes = demo_at_rest(&options.plinth).await?;
+    let fills = first_fill::measure(&options, &folder(&options), if options.quick { GIB / 2 } else { 4 * GIB }).await?;
     let clusters = Clusters::start(&options).await?;
     let mut measured = Vec::new();
     let mut filled: Vec<&str> = Vec::new();
@@ -183,7 +191,7 @@ pub async fn table(mut options: TableOptions) -> Result<(), String> {
         }
     }
     let memory = memory_rows(&clusters.small, &options, demo_bytes).await?;
-    let text = page_part(&options, &measured, &memory);
+    let text = page_part(&options, &measured, &fills, &memory);
     write_page(&options.page, &text)
 }
 
@@ -290,7 +298,12 @@ async fn demo_at_rest(plinth: &Path) -> Result<u64, String> {
     if ready.is_empty() || resident == 0 { Err("plinth demo ended before it was ready".into()) } else { Ok(resident) }
 }
 
-fn page_part(options: &TableOptions, measured: &[(&Row, Report)], memory: &[MemoryRow]) -> String {
+fn page_part(
+    options: &TableOptions,
+    measured: &[(&Row, Report)],
+    fills: &[first_fill::Row],
+    memory: &[MemoryRow],
+) -> String {
     let mut text = String::new();
     let asked = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
@@ -329,7 +342,8 @@ fn page_part(options: &TableOptions, measured: &[(&Row, Report)], memory: &[Memo
         "\nFew keys: {few}; many keys: {many}, objects of {}, in a cluster of their own; each with its twin in turn.\n",
         size(64)
     );
-    text += "| memory | MiB | bar | |\n| --- | --: | --: | --- |\n";
+    text += &first_fill::page_part(fills);
+    text += "\n| memory | MiB | bar | |\n| --- | --: | --: | --- |\n";
     for row in memory {
         let verdict = if row.found_mib <= row.bar_mib { "holds" } else { "**falls short**" };
         let _ = writeln!(text, "| {} | {:.0} | ≤ {:.0} | {verdict} |", row.name, row.found_mib, row.bar_mib);

@@ -44,6 +44,8 @@ pub(crate) struct Inner {
     pub(crate) counters: Counters,
     chart: RwLock<Arc<Chart>>,
     pub(crate) leaders: Mutex<HashMap<GroupId, NodeId>>,
+    /// Groups that nobody answered for, and when that was last seen.
+    pub(crate) away: Mutex<HashMap<GroupId, Instant>>,
     /// Held while the map is refreshed; when that last happened.
     pub(crate) refreshing: tokio::sync::Mutex<Option<Instant>>,
     pub(crate) meta_calls: Semaphore,
@@ -135,6 +137,7 @@ impl Inner {
             counters: Counters::default(),
             chart: RwLock::new(Arc::new(Chart::new(empty_map(), None))),
             leaders: Mutex::default(),
+            away: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(None),
             meta_calls: Semaphore::new(META_CALLS_MAX),
             buckets: BucketCache::default(),

@@ -25,6 +25,12 @@ const PAUSE_MAX: Duration = Duration::from_millis(250);
 const HINTS_MAX: u32 = 3;
 /// How long a refresh of the map may take.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a request must have looked in vain for a group before the group counts as away: longer than an election.
+const AWAY_AFTER: Duration = Duration::from_secs(4);
+/// How long a group counts as away after the last request that looked in vain.
+const AWAY_FOR: Duration = Duration::from_secs(10);
+/// How long a request looks for a group that is away, so that requests do not pile up behind one that answers nobody.
+const AWAY_PATIENCE: Duration = Duration::from_millis(1500);
 /// Shortest time between two refreshes of the map.
 const REFRESH_GAP: Duration = Duration::from_millis(200);
 
@@ -83,6 +89,8 @@ impl Client {
         let _turn = self.inner.meta_calls.acquire().await.expect("never closed");
         let header = request.to_bytes();
         let mut search = Search::new(self.leader(group), matches!(request, MetaRequest::Mutate(_)));
+        let came = Instant::now();
+        let deadline = if self.is_away(group) { deadline.min(came + AWAY_PATIENCE) } else { deadline };
         loop {
             let chart = self.chart();
             let Some(peer) = search.next_peer(self, &chart, group) else {
@@ -90,11 +98,15 @@ impl Client {
             };
             let now = Instant::now();
             if now >= deadline {
+                if !search.is_busy {
+                    self.note_silence(group, came);
+                }
                 return Err(search.give_up(group));
             }
             let failure = match self.ask_peer(&peer, header.clone(), TRY_MAX.min(deadline - now)).await {
                 Ok(reply) => {
                     self.set_leader(group, peer.node);
+                    self.note_answer(group);
                     return Ok(reply);
                 }
                 Err(failure) => failure,
@@ -127,6 +139,28 @@ impl Client {
 
     fn set_leader(&self, group: GroupId, node: NodeId) {
         self.inner.leaders.lock().unwrap_or_else(PoisonError::into_inner).insert(group, node);
+    }
+
+    /// Whether requests have lately looked for the group in vain.
+    fn is_away(&self, group: GroupId) -> bool {
+        let away = self.inner.away.lock().unwrap_or_else(PoisonError::into_inner);
+        away.get(&group).is_some_and(|at| at.elapsed() < AWAY_FOR)
+    }
+
+    /// Notes that a request that came then has not found anybody who answers for the group.
+    fn note_silence(&self, group: GroupId, came: Instant) {
+        let mut away = self.inner.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_away = away.get(&group).is_some_and(|at| at.elapsed() < AWAY_FOR);
+        if was_away || came.elapsed() >= AWAY_AFTER {
+            away.insert(group, Instant::now());
+        }
+    }
+
+    fn note_answer(&self, group: GroupId) {
+        let mut away = self.inner.away.lock().unwrap_or_else(PoisonError::into_inner);
+        if !away.is_empty() {
+            away.remove(&group);
+        }
     }
 
     /// Has the map refreshed in the background: a group does not answer, its voters may have changed.
@@ -193,6 +227,8 @@ struct Search {
     cursor: Option<usize>,
     voters: usize,
     pause: Duration,
+    /// Somebody answers for the group, if only that its queue is full.
+    is_busy: bool,
     /// Whether the request changes anything.
     is_mutation: bool,
     /// Whether an earlier try may have taken effect: no later answer but the request's own outcome takes that back.
@@ -221,6 +257,7 @@ impl Search {
             cursor: None,
             voters: 0,
             pause,
+            is_busy: false,
             is_mutation,
             unknown: false,
             last: None,
@@ -260,6 +297,7 @@ impl Search {
             }
             FailureKind::Unavailable => {}
             FailureKind::Busy => {
+                self.is_busy = true;
                 // The same node again: it leads, but its queue is full.
                 self.hint = Some(Hint { node: asked, address: None });
                 return Ok(Step::Pause(Duration::from_millis(busy).clamp(PAUSE_MIN, PAUSE_MAX)));

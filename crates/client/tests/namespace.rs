@@ -6,7 +6,7 @@ mod fakes;
 
 use fakes::*;
 use plinth_client::Client;
-use plinth_protocol::meta::{Command, ListQuery, Outcome, Query, RefusalKind, Reply};
+use plinth_protocol::meta::{Command, ListQuery, ObjectQuery, Outcome, Query, RefusalKind, Reply};
 use plinth_protocol::object::{Body, BucketState};
 use plinth_protocol::{Epoch, FailureKind, GroupId, NodeId, Role};
 use plinth_transport::Fault;
@@ -276,4 +276,29 @@ async fn list_all(client: &Client, prefix: &str, delimiter: Option<&str>, limit:
             return found;
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_to_a_group_that_is_away_fail_soon_and_go_on_when_it_is_back() {
+    let cluster = Cluster::new(Shape::default());
+    let client = cluster.client().await;
+    let object = Query::Object(ObjectQuery { bucket: BUCKET, key: "key".into(), body: false });
+    client.query(GroupId(1), object.clone(), soon()).await.unwrap();
+    (1..=3).for_each(|node| cluster.network.cut(GATEWAY, NodeId(node)));
+    let ask = async || {
+        let started = Instant::now();
+        let asked = client.query(GroupId(1), object.clone(), started + Duration::from_secs(10)).await;
+        (asked, started.elapsed())
+    };
+    let (first, took) = ask().await;
+    assert_eq!(first.unwrap_err().kind, FailureKind::Unavailable);
+    assert!(took >= Duration::from_secs(10), "an election may take a while: {took:?}");
+    for _ in 0..20 {
+        let (again, took) = ask().await;
+        assert_eq!(again.unwrap_err().kind, FailureKind::Unavailable);
+        assert!(took <= Duration::from_secs(2), "behind a group that is away: {took:?}");
+    }
+    (1..=3).for_each(|node| cluster.network.heal(GATEWAY, NodeId(node)));
+    let (back, took) = ask().await;
+    assert!(back.is_ok() && took < Duration::from_secs(2), "{took:?}");
 }

@@ -82,6 +82,8 @@ pub struct MetaStats {
     pub no_room: Option<String>,
     /// Replicas that answer nothing for now and are being brought back: rebuilt from a peer, or waiting for space.
     pub recovering: usize,
+    /// Records of the log with entries that are needed and can't be read back.
+    pub log_damaged: u64,
     /// Raft messages refused because their sender is not the voter that group 0 knows.
     pub refused_messages: u64,
 }

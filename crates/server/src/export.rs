@@ -207,7 +207,7 @@ pub fn meta_families(stats: &MetaStats, at_risk: usize) -> Vec<MetricFamily> {
         (labels.clone(), Buckets { bounds: &COMMIT_BUCKETS_MS, counts, sum, unit: MILLISECOND })
     });
     let database: u64 = stats.groups.iter().map(|group| group.database_bytes).sum();
-    vec![
+    let mut families = vec![
         gauge("plinth_raft_groups", "Groups of this voter by state.", groups),
         histogram(
             "plinth_raft_commit_duration_seconds",
@@ -225,13 +225,26 @@ pub fn meta_families(stats: &MetaStats, at_risk: usize) -> Vec<MetricFamily> {
             "Messages of voters that group 0 does not know.",
             vec![(vec![], stats.refused_messages)],
         ),
-        counter("plinth_raft_log_syncs_total", "Syncs of the log.", vec![(vec![], stats.log_syncs)]),
-        counter("plinth_raft_log_records_total", "Records of the log made durable.", vec![(vec![], stats.log_records)]),
         gauge("plinth_meta_database_bytes", "Bytes of the databases' files.", vec![(vec![], database as f64)]),
         gauge(
             "plinth_meta_free_bytes",
             "Bytes that the log can still take.",
             vec![(vec![], stats.log_free_bytes as f64)],
+        ),
+    ];
+    families.extend(log_families(stats));
+    families
+}
+
+/// What a metadata node's log does.
+fn log_families(stats: &MetaStats) -> [MetricFamily; 3] {
+    [
+        counter("plinth_raft_log_syncs_total", "Syncs of the log.", vec![(vec![], stats.log_syncs)]),
+        counter("plinth_raft_log_records_total", "Records of the log made durable.", vec![(vec![], stats.log_records)]),
+        gauge(
+            "plinth_raft_log_damaged_records",
+            "Records of the log with entries that are needed and can't be read back.",
+            vec![(vec![], stats.log_damaged as f64)],
         ),
     ]
 }

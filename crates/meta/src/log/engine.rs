@@ -32,7 +32,7 @@ use plinth_journal::{
 use plinth_protocol::buffer::AlignedBuf;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{GroupId, NodeId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -131,8 +131,15 @@ pub(crate) type ReadResult = Result<Bytes, MetaError>;
 
 /// What a read is for.
 enum ReadFor<R> {
-    Caller { reply: R, place: Place },
-    Carry { place: Place },
+    Caller {
+        reply: R,
+        place: Place,
+    },
+    /// Entries to be carried; whether this is the second try: one misdirected read is not rot.
+    Carry {
+        place: Place,
+        is_last: bool,
+    },
 }
 
 /// The engine. `T` names a change to its asker, `R` a read.
@@ -160,6 +167,8 @@ pub(crate) struct RaftLog<T, R> {
     /// The log is being closed: nothing waits for room any more.
     is_stopping: bool,
     scratch: Vec<u8>,
+    /// Records with live entries that can't be read back, found while their segment was to go.
+    damaged: BTreeSet<Sequence>,
 }
 
 /// Changes that wait for room, and what may pass them.
@@ -248,6 +257,7 @@ impl<T, R> RaftLog<T, R> {
             is_full: false,
             is_stopping: false,
             scratch: Vec::new(),
+            damaged: BTreeSet::new(),
         };
         Ok(Opened { log, disk, log_id, boot, cut_records })
     }
@@ -304,6 +314,12 @@ impl<T, R> RaftLog<T, R> {
     /// Returns when the journal wants a turn although nothing happens.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.journal.deadline()
+    }
+
+    /// Returns how many records with live entries were found that can't be read back. Their segments stay as long as
+    /// the entries live, and the next start refuses such a log.
+    pub(crate) fn damaged(&self) -> usize {
+        self.damaged.len()
     }
 
     /// Returns the journal, for its counters.
@@ -497,7 +513,7 @@ impl<T, R> RaftLog<T, R> {
 
     fn handle_read_end(&mut self, token: ReadToken, result: Result<AlignedBuf, plinth_journal::DiskError>) {
         let Some(read) = self.reads.get(&token) else { return };
-        let (ReadFor::Caller { place, .. } | ReadFor::Carry { place }) = read;
+        let (ReadFor::Caller { place, .. } | ReadFor::Carry { place, .. }) = read;
         let body = match result {
             Ok(bytes) => open_record(&bytes.freeze(), place, self.journal.superblock().stamp),
             Err(error) => Err(MetaError::Stopped(error.to_string())),
@@ -508,7 +524,8 @@ impl<T, R> RaftLog<T, R> {
     fn end_read(&mut self, token: ReadToken, body: ReadResult) {
         match self.reads.remove(&token) {
             Some(ReadFor::Caller { reply, .. }) => self.answered.push((reply, body)),
-            Some(ReadFor::Carry { place }) => self.take_carried(place, body),
+            Some(ReadFor::Carry { place, is_last: false }) if body.is_err() => self.read_carried(place, true),
+            Some(ReadFor::Carry { place, .. }) => self.take_carried(place, body),
             None => {}
         }
     }
@@ -549,9 +566,7 @@ impl<T, R> RaftLog<T, R> {
         }
         self.release = Some(Release::Reading { segment, missing: live.len(), found: BTreeMap::new() });
         for place in live {
-            let token = self.read_token();
-            self.reads.insert(token, ReadFor::Carry { place });
-            self.read_backlog.push_back((token, place));
+            self.read_carried(place, false);
         }
         self.drain_reads();
     }
@@ -568,6 +583,13 @@ impl<T, R> RaftLog<T, R> {
         let live_bytes: u64 = runs.map(|run| u64::from(run.place.record_bytes)).sum();
         let is_scarce = self.journal.free_bytes() < self.limits.free_bytes_min;
         is_scarce && fits && live_bytes <= made_bytes / 2
+    }
+
+    /// Asks for a record whose entries must be carried.
+    fn read_carried(&mut self, place: Place, is_last: bool) {
+        let token = self.read_token();
+        self.reads.insert(token, ReadFor::Carry { place, is_last });
+        self.read_backlog.push_back((token, place));
     }
 
     /// Returns the records of a segment in which entries are live.
@@ -589,7 +611,13 @@ impl<T, R> RaftLog<T, R> {
                 }
             }
             Err(error) => {
-                tracing::error!(%segment, place = ?place.position, %error, "live log entries can't be read back");
+                if self.damaged.insert(place.sequence) {
+                    tracing::error!(
+                        %segment, place = ?place.position, %error,
+                        "live log entries can't be read back: their segment stays; a restart before the other voters \
+                         have let them go will refuse this log"
+                    );
+                }
                 self.release = None;
             }
         }

@@ -52,6 +52,8 @@ pub(crate) struct LogStat {
     pub(crate) size_bytes: u64,
     /// Entries wait for room.
     pub(crate) is_full: bool,
+    /// Records with live entries that can't be read back.
+    pub(crate) damaged: usize,
 }
 
 /// Where the log lies and how large it may grow.
@@ -81,6 +83,7 @@ impl LogEngine {
             made_bytes: free as u64 * u64::from(journal.record_bytes_max()),
             size_bytes: journal.size_bytes(),
             is_full: self.log.is_full(),
+            damaged: self.log.damaged(),
         }
     }
 

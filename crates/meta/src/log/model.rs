@@ -10,7 +10,9 @@ use super::engine::{Change, Groups, LogLimits, Opened, RaftLog, lock};
 use super::record::{EntryKind, LogEntry, VoteWords};
 use crate::MetaError;
 use plinth_journal::sim::{Chance, SimFaults, Survival};
-use plinth_journal::{Disk, DiskIdentity, Format, JournalOptions, SimDisk, segment::SEGMENT_BYTES_MIN};
+use plinth_journal::{
+    Area, Disk, DiskIdentity, Format, JournalOptions, SegmentState, SimDisk, segment::SEGMENT_BYTES_MIN,
+};
 use plinth_protocol::{ClusterId, DiskId, GroupId, Incarnation, NodeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -462,6 +464,42 @@ fn try_state(world: &World, moment: &SimDisk, acknowledged: usize, survivals: &[
         faults: SimFaults::default(),
     };
     fork.recover().map_err(|why| format!("crash state {survivals:?}: {why}"))
+}
+
+/// Entries of a group, each of its own record.
+fn append_one(world: &mut World, group: GroupId, index: u64, bytes: usize) -> Checked<()> {
+    let id = LogId { term: 1, leader: NodeId(1), index };
+    let entry = LogEntry { id, kind: EntryKind::Membership, payload: vec![index as u8; bytes].into() };
+    world.change(Change::Append(group, vec![entry]))?;
+    world.settle()
+}
+
+#[test]
+fn a_live_entry_that_cannot_be_read_when_it_is_to_be_carried_is_counted_and_its_segment_stays() {
+    let mut world = World::new(3).unwrap();
+    let (slow, busy) = (GroupId(1), GroupId(2));
+    append_one(&mut world, slow, 0, 300).unwrap();
+    let place = lock(&world.groups.get(slow)).slot_mut(0).and_then(|slot| slot.place).unwrap();
+    let segment = place.position.segment;
+    let at = u64::from(place.position.offset) + 200;
+    world.disk.as_mut().unwrap().rot(Area::Segment(segment), at, 3);
+    // The busy group fills the segment and purges: only the slow group's entry is left in it.
+    for index in 0..20 {
+        append_one(&mut world, busy, index, 14_000).unwrap();
+        let upto = LogId { term: 1, leader: NodeId(1), index };
+        world.change(Change::Purge(busy, upto)).unwrap();
+        world.settle().unwrap();
+    }
+    let log = world.log.as_ref().unwrap();
+    assert_eq!(log.damaged(), 1, "counted once, however often it is met");
+    assert!(matches!(log.journal().segment(segment).unwrap().state, SegmentState::Sealed(_)));
+    // Once the entry is needed no more, its segment goes like any other.
+    world.change(Change::Purge(slow, LogId { term: 1, leader: NodeId(1), index: 0 })).unwrap();
+    append_one(&mut world, busy, 20, 14_000).unwrap();
+    world.settle().unwrap();
+    let log = world.log.as_ref().unwrap();
+    let info = log.journal().segment(segment).unwrap();
+    assert!(info.state == SegmentState::Free || info.generation != place.generation, "{info:?}");
 }
 
 #[test]

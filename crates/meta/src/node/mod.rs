@@ -191,6 +191,7 @@ impl MetaNode {
             log_size_bytes: log.size_bytes,
             no_room: self.inner.wires.room.shortage(),
             recovering: self.inner.recovering(),
+            log_damaged: log.damaged as u64,
             refused_messages: self.inner.ledger.refused(),
         }
     }
