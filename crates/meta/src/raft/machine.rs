@@ -308,10 +308,12 @@ impl RaftStateMachine<Config> for ShardMachine {
         Ok((meta.last_log_id, meta.last_membership))
     }
 
-    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
     where
         Strm: Stream<Item = Result<EntryResponder<Config>, io::Error>> + Unpin + OptionalSend,
     {
+        // Openraft's stream must not be asked again once it has ended.
+        let mut entries = entries.fuse();
         while let Some(first) = entries.try_next().await? {
             let mut steps = vec![step_of(first)];
             // What is there already goes along; nothing is waited for.
@@ -440,7 +442,9 @@ mod tests {
         let id = to_raft(LogId { term: 1, leader: NodeId(1), index: 1 });
         let entry = openraft::Entry { log_id: id, payload: EntryPayload::Normal(Batch(batch.finish(HybridTime(1)))) };
         let apply = tokio::spawn(async move {
-            machine.apply(futures_util::stream::iter([Ok((entry, None))])).await.unwrap();
+            // As openraft's own, the stream panics when it is asked behind its end.
+            let entries = futures_util::stream::unfold(Some(entry), |left| async { Some((Ok((left?, None)), None)) });
+            machine.apply(Box::pin(entries)).await.unwrap();
             machine
         });
         // This task is the heartbeat: it runs on the same worker, and only it lets the entry go on.
