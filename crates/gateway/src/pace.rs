@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Least average rate of a body in either direction, bytes a second.
 pub const BODY_RATE_MIN: u64 = 1 << 10;
 
+/// A shorter wait is none.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+
 /// The times that a gateway gives its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -43,18 +46,19 @@ impl Pace {
         Pace { patience, waited: Duration::ZERO, moved: 0 }
     }
 
-    /// Takes note that after waiting so long, so many bytes have moved; returns whether that is fast enough.
+    /// Takes note that after waiting so long, so many bytes have moved; returns whether what moved before was fast
+    /// enough. What follows a pause is judged at the next one: its first bytes are no measure.
     pub fn handle_moved(&mut self, waited: Duration, bytes: u64) -> bool {
+        let mut is_fast = true;
+        if waited >= PAUSE_MIN && self.waited > self.patience.grace {
+            let least = u128::from(BODY_RATE_MIN) * self.waited.as_millis() / 1000;
+            is_fast = u128::from(self.moved) >= least;
+            if self.waited > self.patience.grace * 2 {
+                (self.waited, self.moved) = (Duration::ZERO, 0);
+            }
+        }
         self.waited += waited;
         self.moved = self.moved.saturating_add(bytes);
-        if self.waited <= self.patience.grace {
-            return true;
-        }
-        let least = u128::from(BODY_RATE_MIN) * self.waited.as_millis() / 1000;
-        let is_fast = u128::from(self.moved) >= least;
-        if self.waited > self.patience.grace * 2 {
-            (self.waited, self.moved) = (Duration::ZERO, 0);
-        }
         is_fast
     }
 }
@@ -72,8 +76,8 @@ mod tests {
             (1..=300u32).find(|_| !pace.handle_moved(SECOND, bytes))
         };
         assert_eq!(cut_after(BODY_RATE_MIN), None);
-        assert_eq!(cut_after(BODY_RATE_MIN - 1), Some(31));
-        assert_eq!(cut_after(1), Some(31));
+        assert_eq!(cut_after(BODY_RATE_MIN - 1), Some(32));
+        assert_eq!(cut_after(1), Some(32));
     }
 
     #[test]
@@ -81,6 +85,15 @@ mod tests {
         let mut pace = Pace::new(Patience::default());
         assert!(pace.handle_moved(Duration::ZERO, 1 << 30));
         let cut = (1..=300u32).find(|_| !pace.handle_moved(SECOND, 1));
-        assert!(cut.is_some_and(|seconds| seconds <= 61 + 31), "{cut:?}");
+        assert!(cut.is_some_and(|seconds| seconds <= 61 + 32), "{cut:?}");
+    }
+
+    #[test]
+    fn a_pause_before_much_is_no_slowness() {
+        let mut pace = Pace::new(Patience::default());
+        for _ in 0..20 {
+            assert!(pace.handle_moved(SECOND * 50, 16 << 10), "the first record after a pause");
+            assert!((0..10).all(|_| pace.handle_moved(Duration::ZERO, 16 << 10)));
+        }
     }
 }
