@@ -1,14 +1,47 @@
-//! Who may ask the metadata for what: one row for every command and query, deny by default.
+//! Who may ask for what: one row for every command and query of the metadata and for every action of a disk, deny by
+//! default.
 //!
-//! [`Method::callers`](crate::Method::callers) says which roles may speak to the metadata at all; this table says what
-//! each of them may ask. A storage node reports on its own disks and reads the map; it can make no
-//! access key, no join token, no voter. Commands without callers come from the metadata nodes
-//! themselves and never over the wire.
+//! [`Method::callers`](crate::Method::callers) says which roles may speak to a part at all; these tables say what
+//! each of them may ask of it. A storage node reports on its own disks and reads the map; it can make no
+//! access key, no join token, no voter, and it touches no other node's fragments. Commands without callers come from
+//! the metadata nodes themselves and never over the wire.
 
 use crate::ids::NodeId;
 use crate::map::State;
 use crate::meta::{Command, MetaRequest, Mutation, Query};
 use crate::rpc::{Failure, FailureKind, Role};
+use crate::storage::{StorageAction, StorageRequest};
+
+impl StorageAction {
+    /// Returns the roles that may order the action. An action without a row does not compile.
+    ///
+    /// Fragments are the gateways' affair: they write, read and delete them by the rows of the metadata. A storage
+    /// node reaches its own disks without a call and has no business on another's. Repair will not widen these rows:
+    /// a worker shows a ticket of group 0 that names job, stripe and end, and
+    /// [`check_caller`](StorageRequest::check_caller) is where it is checked.
+    pub const fn callers(&self) -> &'static [Role] {
+        match self {
+            StorageAction::Put(_)
+            | StorageAction::Read(_)
+            | StorageAction::Delete(_)
+            | StorageAction::Stat(_)
+            | StorageAction::Disk => &[Role::Gateway],
+            // A census is a job: nobody lists by role.
+            StorageAction::List(_) => &[],
+        }
+    }
+}
+
+impl StorageRequest {
+    /// Fails with `Denied` unless one of the caller's roles may order the action.
+    pub fn check_caller(&self, caller: NodeId, roles: &[Role]) -> Result<(), Failure> {
+        let callers = self.action.callers();
+        if roles.iter().any(|role| callers.contains(role)) {
+            return Ok(());
+        }
+        Err(Failure::new(FailureKind::Denied, format!("{caller}'s roles may not order this of a disk")))
+    }
+}
 
 impl Command {
     /// Returns the roles that may send the command. A command without a row does not compile.

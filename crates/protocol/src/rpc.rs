@@ -57,7 +57,8 @@ impl Method {
         match self {
             Method::Raft => &[Role::Meta],
             Method::Meta => &[Role::Gateway, Role::Meta, Role::Storage, Role::Admin],
-            Method::Storage => &[Role::Gateway, Role::Meta, Role::Storage],
+            // What a role may order is a table of its own: `StorageAction::callers`.
+            Method::Storage => &[Role::Gateway],
             Method::Admin => &[Role::Admin],
             Method::Join => &[Role::Joining],
             Method::Ping => &[Role::Gateway, Role::Meta, Role::Storage, Role::Admin],

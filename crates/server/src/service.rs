@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 pub mod fake;
+#[cfg(test)]
+mod tests;
 
 use crate::join::JoinDesk;
 use bytes::Bytes;
@@ -90,8 +92,9 @@ impl Parts {
                 meta.handle_raft(request.caller.node, request.header, request.payload).await
             }
             Method::Storage => {
-                let storage = started(&self.storage, "storage")?;
                 let header = StorageRequest::decode(&request.header)?;
+                header.check_caller(request.caller.node, &request.caller.roles)?;
+                let storage = started(&self.storage, "storage")?;
                 let (reply, payload) = storage.handle(header, request.payload, request.deadline).await?;
                 Ok(Response { header: reply.to_bytes(), payload })
             }

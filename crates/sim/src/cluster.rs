@@ -85,6 +85,7 @@ impl Service for NodeService {
                 }
                 Method::Storage => {
                     let header = StorageRequest::decode(&request.header)?;
+                    header.check_caller(request.caller.node, &request.caller.roles)?;
                     let (reply, payload) =
                         storage.ok_or_else(absent)?.handle(header, request.payload, request.deadline).await?;
                     Ok(Response { header: reply.to_bytes(), payload })

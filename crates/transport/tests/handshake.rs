@@ -280,7 +280,7 @@ async fn joined_node_calls_with_the_certificate_that_it_asked_for() {
     let expected = Identity { node: NodeId(9), ..identity(9, &[Role::Storage]) };
     assert_eq!(credentials.identity(), &expected);
     let (server, reached) = spied(&cluster).await;
-    TlsLink::new(Arc::new(credentials)).call(&peer(1, &server), call(Method::Storage, "", vec![])).await.unwrap();
+    TlsLink::new(Arc::new(credentials)).call(&peer(1, &server), call(Method::Meta, "", vec![])).await.unwrap();
     assert_eq!(reached.load(SeqCst), 1);
 }
 
