@@ -121,7 +121,7 @@ class Node:
 class Cluster:
     """All nodes, and how to reach them."""
 
-    def __init__(self, plinth, meta=3, storage=6, gateway=1, single=False, options=()):
+    def __init__(self, plinth, meta=3, storage=6, gateway=1, single=False, options=(), certificate_lifetime=None):
         self.plinth = str(pathlib.Path(plinth).resolve())
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="plinth-cluster-"))
         self.base_port = free_ports()
@@ -133,6 +133,8 @@ class Cluster:
             arguments = ["cluster", "--dir", self.folder / "nodes", "--base-port", self.base_port]
             arguments += ["--meta", meta, "--storage", storage, "--gateway", gateway]
             arguments += options or ["--segment-mib", SEGMENT_MIB]
+        if certificate_lifetime:
+            arguments += ["--certificate-lifetime", certificate_lifetime]
         command = [self.plinth, "init", *arguments, "--output", "json"]
         founded = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
         if founded.returncode != 0:

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use plinth_protocol::stripe::Code;
+use std::path::PathBuf;
 
 /// How answers are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,7 +41,7 @@ pub enum Command {
     ///
     /// Example: plinth status --exit-status && echo healthy
     Status(StatusArgs),
-    /// Nodes: list them; in a demo stop and start them.
+    /// Nodes: list them, deny one that is not to be trusted any more; in a demo stop and start them.
     #[command(subcommand)]
     Node(NodeCommand),
     /// Disks: list them, add one to a running storage node.
@@ -55,6 +56,9 @@ pub enum Command {
     /// The cluster itself: tokens for nodes that join.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Certificates of nodes and operators: list, revoke, make.
+    #[command(subcommand)]
+    Cert(CertCommand),
     /// Raft groups and their voters.
     #[command(subcommand)]
     Raft(RaftCommand),
@@ -85,6 +89,60 @@ pub enum NodeCommand {
     Start {
         /// The node's name.
         name: String,
+    },
+    /// Has every other node refuse a node and close its connections, within seconds.
+    Deny {
+        /// The node's name.
+        name: String,
+    },
+    /// Admits a denied node again.
+    Undeny {
+        /// The node's name.
+        name: String,
+    },
+}
+
+/// Certificate commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum CertCommand {
+    /// Lists certificates that have not ended: whose they are, how long they last, and which are revoked.
+    List,
+    /// Refuses a certificate from now on, everywhere within seconds. A node is better denied: `node deny`.
+    Revoke {
+        /// The serial number, as `cert list` shows it.
+        serial: String,
+    },
+    /// Makes a certificate and a profile for an operator of that name.
+    ///
+    /// Example: plinth cert operator mai --dir mai && plinth --profile mai/profile.toml status
+    Operator {
+        /// The operator's name: letters, digits, dots, dashes, underlines, @.
+        name: String,
+        /// Folder for profile, certificate and key; must be empty or absent.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Days until the certificate ends: 1 to 400.
+        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=400))]
+        days: u64,
+        /// Copies the key that wraps access keys' secrets too: the operator may create access keys.
+        #[arg(long)]
+        with_wrapping_key: bool,
+    },
+    /// Makes certificates anew that have ended, offline: for a cluster whose nodes refuse each other. Runs where a
+    /// metadata node's folder is; nodes that run take their new certificate by themselves.
+    ///
+    /// Example: plinth cert reissue --config m1/plinth.toml --node m1 --node m2 --node admin
+    Reissue {
+        /// Configuration file of a metadata node, whose folder holds the CA's key.
+        #[arg(long)]
+        config: PathBuf,
+        /// Folder of a node (its plinth.toml) or of an operator (its profile.toml); repeatable. Without any, the
+        /// metadata node's own.
+        #[arg(long)]
+        node: Vec<PathBuf>,
+        /// How long the certificates are valid, in days: 1 to 400; unless told, as the metadata node is configured.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=400))]
+        days: Option<u64>,
     },
 }
 
@@ -152,6 +210,13 @@ pub enum TokenCommand {
         /// Minutes until the token expires: 1 to 1440.
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1440))]
         minutes: u64,
+    },
+    /// Lists tokens that have not expired, without their secrets.
+    List,
+    /// Withdraws a token: it admits nobody from now on.
+    Revoke {
+        /// The token's id, as `token list` shows it.
+        id: String,
     },
 }
 

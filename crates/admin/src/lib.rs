@@ -8,6 +8,7 @@
 //! Secrets pass through here once, on the way to the operator's screen: [`secret`] draws access
 //! keys and wraps them for group 0.
 
+pub mod certificates;
 pub mod command;
 pub mod exit;
 pub mod look;

@@ -1,5 +1,6 @@
 //! Carries out an operator's command against a cluster.
 
+use crate::certificates;
 use crate::command::{
     BucketCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutArgs, LayoutCommand, NodeCommand,
     RaftCommand, RoleChoice, StatusArgs, TokenCommand,
@@ -45,6 +46,8 @@ pub struct Operator {
     pub wrapping_key: Option<Vec<u8>>,
     /// SHA-256 of the cluster's CA certificate.
     pub ca_fingerprint: [u8; 32],
+    /// Serial number of the operator's own certificate.
+    pub serial: u128,
     /// The wall clock in milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -56,6 +59,8 @@ pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Troub
         Command::Node(NodeCommand::List) => node_list(operator).await,
         Command::Node(NodeCommand::Stop { name }) => demo_node(operator, AdminRequest::StopNode(name.clone())).await,
         Command::Node(NodeCommand::Start { name }) => demo_node(operator, AdminRequest::StartNode(name.clone())).await,
+        Command::Node(NodeCommand::Deny { name }) => certificates::node_deny(operator, name, true).await,
+        Command::Node(NodeCommand::Undeny { name }) => certificates::node_deny(operator, name, false).await,
         Command::Disk(DiskCommand::List) => disk_list(operator).await,
         Command::Disk(DiskCommand::Add { node, path, create }) => disk_add(operator, node, path, *create).await,
         Command::Bucket(BucketCommand::List) => bucket_list(operator).await,
@@ -67,6 +72,11 @@ pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Troub
         Command::Cluster(ClusterCommand::Token(TokenCommand::Create { roles, minutes })) => {
             token_create(operator, roles, *minutes).await
         }
+        Command::Cluster(ClusterCommand::Token(TokenCommand::List)) => certificates::token_list(operator).await,
+        Command::Cluster(ClusterCommand::Token(TokenCommand::Revoke { id })) => {
+            certificates::token_revoke(operator, id).await
+        }
+        Command::Cert(command) => certificates::run(operator, command).await,
         Command::Raft(RaftCommand::Status) => raft_status(operator).await,
         Command::Raft(RaftCommand::Add { name }) => voter(operator, name, AdminRequest::AddVoter).await,
         Command::Raft(RaftCommand::Remove { name }) => voter(operator, name, AdminRequest::RemoveVoter).await,
@@ -75,18 +85,23 @@ pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Troub
     }
 }
 
-fn deadline() -> Instant {
+pub(crate) fn deadline() -> Instant {
     Instant::now() + COMMAND_TIME_MAX
 }
 
 impl Operator {
     /// Returns the newest map; fails within seconds where no majority confirms it.
-    async fn map(&self) -> Result<ClusterMap, Trouble> {
+    pub(crate) async fn map(&self) -> Result<ClusterMap, Trouble> {
         Ok(self.look_confirmed().await?.map)
     }
 
     /// Sends a request to one node.
-    async fn ask(&self, node: &NodeRecord, request: &AdminRequest, time: Duration) -> Result<AdminReply, Trouble> {
+    pub(crate) async fn ask(
+        &self,
+        node: &NodeRecord,
+        request: &AdminRequest,
+        time: Duration,
+    ) -> Result<AdminReply, Trouble> {
         let peer = Peer { node: node.node, incarnation: Some(node.incarnation), address: node.address.clone() };
         let call =
             Call { method: Method::Admin, header: request.to_bytes(), payload: Vec::<Bytes>::new(), deadline: time };
@@ -96,7 +111,7 @@ impl Operator {
     }
 
     /// Commits a change and turns a refusal into a trouble.
-    async fn change(&self, command: Change) -> Result<Outcome, Trouble> {
+    pub(crate) async fn change(&self, command: Change) -> Result<Outcome, Trouble> {
         match self.client.mutate(GROUP_SYSTEM, command, None, deadline()).await? {
             Outcome::Refused(refusal) => Err(refused(&refusal)),
             outcome => Ok(outcome),
@@ -104,7 +119,7 @@ impl Operator {
     }
 }
 
-fn unexpected(reply: &Reply) -> Trouble {
+pub(crate) fn unexpected(reply: &Reply) -> Trouble {
     Trouble::new(
         Exit::Unsupported,
         "E1010",
@@ -114,14 +129,18 @@ fn unexpected(reply: &Reply) -> Trouble {
 
 fn refused(refusal: &Refusal) -> Trouble {
     let (exit, code) = match refusal.kind {
-        RefusalKind::NoSuchNode | RefusalKind::NoSuchDisk | RefusalKind::NoSuchAccessKey => (Exit::NotFound, "E1004"),
+        RefusalKind::NoSuchNode
+        | RefusalKind::NoSuchDisk
+        | RefusalKind::NoSuchAccessKey
+        | RefusalKind::NoSuchCertificate
+        | RefusalKind::InvalidToken => (Exit::NotFound, "E1004"),
         RefusalKind::AlreadyExists | RefusalKind::StaleEpoch => (Exit::Conflict, "E1005"),
         _ => (Exit::Failed, "E1011"),
     };
     Trouble::new(exit, code, refusal.text.clone())
 }
 
-fn find_node<'a>(map: &'a ClusterMap, name: &str) -> Result<&'a NodeRecord, Trouble> {
+pub(crate) fn find_node<'a>(map: &'a ClusterMap, name: &str) -> Result<&'a NodeRecord, Trouble> {
     map.nodes.iter().find(|node| node.name == name || node.node.to_string() == name).ok_or_else(|| {
         let names: Vec<&str> = map.nodes.iter().map(|node| node.name.as_str()).collect();
         Trouble::new(Exit::NotFound, "E1004", format!("there is no node {name}; nodes are {}", names.join(", ")))
@@ -318,16 +337,18 @@ async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -
         hash: token.hash(),
         expires: HybridTime::from_millis(expires),
         roles: roles.iter().map(|&role| Role::from(role)).collect(),
+        used: None,
     };
     operator.change(Change::CreateJoinToken(row)).await?;
     let address = admitting(&look).map(|node| node.address.clone()).unwrap_or_default();
     let join = join_line(roles, &address);
     let text = format!(
-        "Token (admits one node, expires {}):\n  {}\nOn the new node:\n  {join}\n",
+        "Token (admits one node, expires {}):\n  {}\nOn the new node, with the token in FILE:\n  {join}\n",
         time_text(expires),
         token.text()
     );
-    let value = json!({"token": token.text(), "expires": time_text(expires), "meta": address, "join": join});
+    let id = certificates::token_id(&token.hash());
+    let value = json!({"token": token.text(), "id": id, "expires": time_text(expires), "meta": address, "join": join});
     Ok(Report::done("JoinToken", value, text))
 }
 

@@ -169,6 +169,8 @@ fn empty_map() -> ClusterMap {
         name: String::new(),
         voters: Vec::new(),
         feature_level: 0,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     }
 }
 

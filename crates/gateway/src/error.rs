@@ -326,7 +326,8 @@ impl From<Refusal> for S3Error {
             | RefusalKind::InvalidToken
             | RefusalKind::VoterRefused
             | RefusalKind::AlreadyFounded
-            | RefusalKind::Invalid => {
+            | RefusalKind::Invalid
+            | RefusalKind::NoSuchCertificate => {
                 return S3Error::from(Code::InternalError).because(format!("{:?}: {}", refusal.kind, refusal.text));
             }
         };

@@ -96,7 +96,7 @@ impl Replica {
         let machine = Machine::open(MemoryStore::new(), group).expect("an empty store opens");
         let mut replica = Replica { machine, group, index: 0 };
         match group {
-            GROUP_SYSTEM => drop(replica.run(Command::Found(founding()))),
+            GROUP_SYSTEM => drop(replica.run(Command::Found(Box::new(founding())))),
             _ => drop(replica.run(Command::RaiseRules(rules))),
         }
         replica
@@ -150,6 +150,8 @@ fn founding() -> Founding {
         name: String::new(),
         voters,
         feature_level: 1,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     };
     Founding { map, keys: Vec::new() }
 }
@@ -164,6 +166,7 @@ fn node(node: NodeId) -> NodeRecord {
         state: State::Up,
         domain: node.to_string(),
         version: None,
+        public_key: None,
     }
 }
 

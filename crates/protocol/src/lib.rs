@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+mod admission;
 pub mod buffer;
 pub mod frame;
 #[doc(hidden)]

@@ -37,6 +37,8 @@ record! {
         /// The failure domain, by default the node's own name.
         7 => domain: String,
         8 -> version: Option<String>,
+        /// SHA-256 of the public key in the node's certificate, once it is known: no other certificate is believed.
+        16 -> public_key: Option<[u8; 32]>,
     }
 }
 
@@ -124,6 +126,10 @@ record! {
         10 => voters: Vec<NodeId>,
         /// The finalised feature level.
         11 => feature_level: u32,
+        /// Nodes with which no other speaks.
+        16 -> denied_nodes: Vec<NodeId>,
+        /// Serial numbers of certificates that nobody believes any more.
+        17 -> revoked_certificates: Vec<u128>,
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`REQUEST_MEMORY_MS`] and answers a repetition with it. Time never comes from the sender: the
 //! leader stamps the command.
 
+pub use crate::admission::*;
 use crate::hidden::Hidden;
 use crate::ids::*;
 use crate::map::{ClusterMap, DiskRecord, NodeRecord, PlacementGroup, ShardRecord, State};
@@ -113,7 +114,7 @@ choice! {
         /// Hands out a writer id to a gateway.
         69 => RegisterWriter(NodeId),
         /// Founds the cluster; only on an empty system group.
-        70 => Found(Founding),
+        70 => Found(Box<Founding>),
         /// Adds or renews a node; the reply carries its id and incarnation.
         71 => RegisterNode(RegisterNode),
         72 => RegisterDisk(DiskRecord),
@@ -140,6 +141,16 @@ choice! {
         85 => RemoveAttempt(BucketAttempt),
         /// A node says where it is reached: from itself alone.
         90 => AnnounceAddress(NodeAddress),
+        /// Admits a node by its token.
+        96 => AdmitNode(Box<AdmitNode>),
+        /// Withdraws a join token, by its hash.
+        97 => RevokeJoinToken([u8; 32]),
+        /// Writes down a certificate, and the key of a node whose key is not known yet.
+        98 => RecordCertificate(CertificateRow),
+        /// Refuses a certificate from now on, by its serial number.
+        99 => RevokeCertificate(u128),
+        /// Refuses a node from now on, or admits it again.
+        100 => DenyNode(DenyNode),
     }
 }
 
@@ -291,15 +302,6 @@ record! {
 }
 
 record! {
-    /// A node that joins or comes back. Id 0 asks for a new one.
-    pub struct RegisterNode {
-        1 => node: NodeRecord,
-        /// Hash of the node's certificate public key (SHA-256).
-        2 => public_key: Option<[u8; 32]>,
-    }
-}
-
-record! {
     /// Where a node is reached.
     pub struct NodeAddress {
         1 => node: NodeId,
@@ -361,24 +363,6 @@ record! {
         3 => account: String,
         4 => created: HybridTime,
         5 => description: Option<String>,
-    }
-}
-
-record! {
-    /// A join token: only its hash is kept.
-    pub struct JoinTokenRow {
-        /// SHA-256 of the token.
-        1 => hash: [u8; 32],
-        2 => expires: HybridTime,
-        3 => roles: Vec<Role>,
-    }
-}
-
-record! {
-    /// Use of a join token.
-    pub struct ConsumeJoinToken {
-        1 => hash: [u8; 32],
-        2 => roles: Vec<Role>,
     }
 }
 
@@ -460,6 +444,8 @@ numbered! {
         Invalid = 25,
         /// A later change of the bucket has begun.
         StaleAttempt = 26,
+        /// No certificate has this serial number, or it has ended.
+        NoSuchCertificate = 48,
     }
 }
 
@@ -492,6 +478,10 @@ choice! {
         67 => AccessKey(String),
         68 => AccessKeys,
         69 => Voters,
+        /// A join token, by its hash.
+        96 => JoinToken([u8; 32]),
+        97 => JoinTokens,
+        98 => Certificates,
     }
 }
 
@@ -596,6 +586,9 @@ choice! {
         71 => Absent(RefusalKind),
         /// The outcome of a mutation.
         72 => Outcome(Outcome),
+        96 => JoinToken(JoinTokenRow),
+        97 => JoinTokens(JoinTokenList),
+        98 => Certificates(CertificateList),
     }
 }
 
@@ -748,6 +741,8 @@ choice! {
         /// Opens one more disk folder on a running storage node, and makes it only where that is said. In place of
         /// `AddDisk`, which makes none.
         17 => AddDiskFolder(DiskFolder),
+        /// Certifies an operator.
+        32 => CertifyOperator(CertifyOperator),
     }
 }
 
@@ -758,6 +753,8 @@ choice! {
         2 => RaftStatus(RaftStatus),
         3 => Report(Box<NodeReport>),
         16 => Layout(LayoutOutcome),
+        /// A certificate and the cluster's CA, PEM.
+        32 => Certificate(String),
     }
 }
 
@@ -900,6 +897,8 @@ record! {
         5 => wrapping_key: Option<Hidden<Bytes>>,
         /// The private key of the cluster's CA, PEM, for metadata nodes only: each of them can admit nodes.
         6 -> ca_private_key: Option<Hidden<Bytes>>,
+        /// How long the certificates are valid that the node is to sign, for metadata nodes only.
+        16 -> certificate_lifetime_s: Option<u64>,
     }
 }
 

@@ -73,8 +73,16 @@ impl Command {
             Command::AnnounceAddress(_) => &[Role::Gateway, Role::Meta, Role::Storage],
             // A node says of itself that it stops.
             Command::SetNodeState(_) => &[Role::Gateway, Role::Meta, Role::Storage],
-            Command::RegisterNode(_) | Command::ConsumeJoinToken(_) => &[Role::Meta],
-            Command::CreateAccessKey(_) | Command::RevokeAccessKey(_) | Command::CreateJoinToken(_) => &[Role::Admin],
+            Command::RegisterNode(_)
+            | Command::ConsumeJoinToken(_)
+            | Command::AdmitNode(_)
+            | Command::RecordCertificate(_) => &[Role::Meta],
+            Command::CreateAccessKey(_)
+            | Command::RevokeAccessKey(_)
+            | Command::CreateJoinToken(_)
+            | Command::RevokeJoinToken(_)
+            | Command::RevokeCertificate(_)
+            | Command::DenyNode(_) => &[Role::Admin],
             Command::RaiseFence(_)
             | Command::RaiseRules(_)
             | Command::TakeApart
@@ -111,7 +119,8 @@ impl Query {
             | Query::Bucket(_)
             | Query::AccessKey(_) => &[Role::Gateway],
             Query::Buckets(_) | Query::ShardStat => &[Role::Gateway, Role::Meta, Role::Admin],
-            Query::AccessKeys | Query::Voters => &[Role::Admin],
+            Query::AccessKeys | Query::Voters | Query::JoinTokens | Query::Certificates => &[Role::Admin],
+            Query::JoinToken(_) => &[Role::Meta],
             Query::Map(_) => &[Role::Gateway, Role::Meta, Role::Storage, Role::Admin],
         }
     }
@@ -183,7 +192,8 @@ mod tests {
             created: HybridTime::from_millis(1),
             description: None,
         };
-        let token = JoinTokenRow { hash: [0; 32], expires: HybridTime::from_millis(1), roles: vec![Role::Gateway] };
+        let token =
+            JoinTokenRow { hash: [0; 32], expires: HybridTime::from_millis(1), roles: vec![Role::Gateway], used: None };
         for command in
             [Command::CreateAccessKey(key), Command::CreateJoinToken(token), Command::RevokeAccessKey("x".into())]
         {

@@ -48,6 +48,8 @@ numbered! {
         Join = 5,
         /// Liveness and identity of a node; empty header.
         Ping = 6,
+        /// Renewal of the caller's own certificate: `meta::CertifyRequest`.
+        Certify = 7,
     }
 }
 
@@ -61,7 +63,7 @@ impl Method {
             Method::Storage => &[Role::Gateway],
             Method::Admin => &[Role::Admin],
             Method::Join => &[Role::Joining],
-            Method::Ping => &[Role::Gateway, Role::Meta, Role::Storage, Role::Admin],
+            Method::Ping | Method::Certify => &[Role::Gateway, Role::Meta, Role::Storage, Role::Admin],
         }
     }
 }

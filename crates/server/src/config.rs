@@ -102,6 +102,20 @@ pub struct SecuritySection {
     pub ca_private_key: Option<PathBuf>,
     /// The key that wraps access keys' secrets: on gateways and metadata nodes.
     pub wrapping_key: Option<PathBuf>,
+    /// How long the certificates are valid that a metadata node signs, in seconds: 10 seconds to 400 days. Nodes
+    /// renew theirs at two thirds of it.
+    #[serde(default = "certificate_lifetime_seconds")]
+    pub certificate_lifetime_seconds: u64,
+}
+
+impl SecuritySection {
+    /// How long a node's certificate is valid unless told: 90 days, so that renewal at 60 leaves a month to mend what
+    /// keeps it from happening.
+    pub const CERTIFICATE_LIFETIME_SECONDS: u64 = 90 * 24 * 3600;
+}
+
+fn certificate_lifetime_seconds() -> u64 {
+    SecuritySection::CERTIFICATE_LIFETIME_SECONDS
 }
 
 /// Where the cluster is found.
@@ -282,6 +296,8 @@ pub enum ConfigError {
     },
 }
 
+/// Lifetimes of certificates that can be configured, in seconds.
+pub const CERTIFICATE_LIFETIMES: std::ops::RangeInclusive<u64> = 10..=400 * 24 * 3600;
 /// Prefix of environment variables that are a layer of the configuration.
 const ENVIRONMENT_PREFIX: &str = "PLINTH__";
 
@@ -345,6 +361,9 @@ impl Config {
         }
         if let Err(text) = crate::logging::check(&self.log.level) {
             return fail(&text);
+        }
+        if !CERTIFICATE_LIFETIMES.contains(&self.security.certificate_lifetime_seconds) {
+            return fail("security.certificate_lifetime_seconds must be between 10 s and 400 days");
         }
         if !(16 << 20..=64 << 30).contains(&self.meta.cache_bytes) {
             return fail("meta.cache_bytes must be between 16 MiB and 64 GiB");
@@ -456,6 +475,7 @@ pub fn default_text() -> String {
             private_key: "node.key".into(),
             ca_private_key: Some("ca.key".into()),
             wrapping_key: Some("wrapping.key".into()),
+            certificate_lifetime_seconds: SecuritySection::CERTIFICATE_LIFETIME_SECONDS,
         },
         cluster: ClusterSection { meta: vec!["1@127.0.0.1:7001".into()], founding: Some("founding".into()) },
         meta: MetaSection::default(),

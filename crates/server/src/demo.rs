@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -39,6 +40,9 @@ pub const BUCKET: &str = "demo";
 pub const NAME: &str = "demo";
 /// How long deleted data is kept in a demo, in seconds.
 pub const DEFERRED_DELETE_SECONDS: u64 = 10;
+
+/// How long certificates are valid in a demo, which renews none.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Options of `plinth demo`.
 #[derive(Debug, Args)]
@@ -175,6 +179,7 @@ async fn plan(folder: &Path) -> Result<Plan, Trouble> {
         segment_bytes: init::SEGMENT_BYTES_EMBEDDED,
         capacity_bytes: 0,
         deferred_delete_seconds: DEFERRED_DELETE_SECONDS,
+        certificate_life: CERTIFICATE_LIFE,
     })
 }
 

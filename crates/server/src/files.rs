@@ -12,11 +12,6 @@ pub fn read_text(file: &Path) -> io::Result<String> {
     fs::read_to_string(file)
 }
 
-/// Reads a file.
-pub fn read(file: &Path) -> io::Result<Vec<u8>> {
-    fs::read(file)
-}
-
 /// Reads a file that must be readable by its owner alone.
 pub fn read_secret(file: &Path) -> io::Result<Vec<u8>> {
     let mode = fs::metadata(file)?.permissions().mode();
@@ -141,7 +136,7 @@ mod tests {
         write_public(&victim, b"untouched").unwrap();
         symlink(&victim, file.with_extension("draft")).unwrap();
         write_secret(&file, b"secret").unwrap();
-        assert_eq!(read(&victim).unwrap(), b"untouched");
+        assert_eq!(fs::read(&victim).unwrap(), b"untouched");
         assert_eq!(read_secret(&file).unwrap(), b"secret");
         // A draft that anyone may read, left behind by a crash.
         write_public(&file.with_extension("draft"), b"old").unwrap();

@@ -7,6 +7,7 @@ use plinth_protocol::Incarnation;
 use plinth_transport::Identity;
 use plinth_transport::authority::{Authority, NodeCertificate};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use zeroize::Zeroizing;
 
 /// Why a node's secrets can't be used.
@@ -50,6 +51,10 @@ impl Secrets {
         let security = &config.security;
         let incarnation = Incarnation(config.node.incarnation);
         let (certificate, identity) = load_certificate(&security.certificate, &security.private_key, incarnation)?;
+        if let Some(proved) = certificate.facts().incarnation.filter(|proved| *proved != incarnation) {
+            let text = format!("node.incarnation is {}, the certificate is of {proved}", incarnation.0);
+            return Err(content(&security.certificate, text));
+        }
         for role in &config.node.roles {
             if !identity.roles.contains(&(*role).into()) {
                 return Err(content(
@@ -84,6 +89,33 @@ pub fn load_certificate(
     let identity =
         Identity { cluster: loaded.cluster(), node: loaded.node(), roles: loaded.roles().to_vec(), incarnation };
     Ok((loaded, identity))
+}
+
+/// Returns a moment for people and scripts: RFC 3339 in UTC.
+pub fn moment_text(moment: SystemTime) -> String {
+    let since = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    plinth_admin::report::time_text(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Says that the node's certificate has ended, and what to do.
+pub fn ended_text(until: SystemTime) -> String {
+    let ended = moment_text(until);
+    format!(
+        "this node's certificate ended on {ended}: no other node answers it. On a metadata node run `plinth cert \
+         reissue --config ITS_PLINTH_TOML --node THIS_NODES_FOLDER`; the running node takes the new certificate by itself"
+    )
+}
+
+/// Fails where the node's certificate has ended or is not valid yet.
+pub fn check_validity(certificate: &NodeCertificate, now: SystemTime) -> Result<(), String> {
+    if now > certificate.valid_until() {
+        return Err(ended_text(certificate.valid_until()));
+    }
+    if now < certificate.valid_from() {
+        let from = moment_text(certificate.valid_from());
+        return Err(format!("this node's certificate is valid from {from}; is the clock right?"));
+    }
+    Ok(())
 }
 
 /// Loads the key that wraps access keys' secrets.

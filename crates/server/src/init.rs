@@ -25,8 +25,8 @@ use std::time::Duration;
 pub const FEATURE_LEVEL: u32 = 1;
 /// Version byte in front of the founding record.
 const FOUNDING_VERSION: u8 = 1;
-/// How long a node's certificate is valid.
-pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long the first operator's certificate is valid.
+const OPERATOR_CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Most nodes of each role that `init cluster` lays out on one machine.
 const NODES_MAX: u64 = 32;
 /// Fragment size of embedded clusters in bytes.
@@ -79,6 +79,9 @@ pub struct SingleArgs {
     /// The cluster's name for people.
     #[arg(long, default_value = "plinth")]
     name: String,
+    /// How long nodes' certificates are valid, such as 90d, 24h, 5m: nodes renew them at two thirds of it.
+    #[arg(long, default_value = "90d", value_parser = parse_lifetime)]
+    certificate_lifetime: Duration,
 }
 
 /// Options of `init cluster`.
@@ -120,6 +123,25 @@ pub struct ClusterArgs {
     /// The cluster's name for people.
     #[arg(long, default_value = "plinth")]
     name: String,
+    /// How long nodes' certificates are valid, such as 90d, 24h, 5m: nodes renew them at two thirds of it.
+    #[arg(long, default_value = "90d", value_parser = parse_lifetime)]
+    certificate_lifetime: Duration,
+}
+
+/// Reads a certificate's lifetime: a number with s, m, h or d behind it, 10 seconds to 400 days.
+pub fn parse_lifetime(text: &str) -> Result<Duration, String> {
+    let invalid = || "a lifetime is a number and s, m, h or d: 90d, 24h, 5m; between 10s and 400d".to_string();
+    let unit = text.chars().last().ok_or_else(invalid)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return Err(invalid()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| invalid())?;
+    let lifetime = number.checked_mul(seconds).filter(|lifetime| CERTIFICATE_LIFETIMES.contains(lifetime));
+    lifetime.map(Duration::from_secs).ok_or_else(invalid)
 }
 
 /// Reads an address, or asks the system for those of a host name.
@@ -186,6 +208,8 @@ pub struct Plan {
     pub capacity_bytes: u64,
     /// How long deleted data is kept, in seconds.
     pub deferred_delete_seconds: u64,
+    /// How long nodes' certificates are valid.
+    pub certificate_life: Duration,
 }
 
 /// A cluster that has been laid out.
@@ -240,6 +264,7 @@ fn plan_single(args: SingleArgs) -> Result<Plan, Trouble> {
         segment_bytes: SEGMENT_BYTES_EMBEDDED,
         capacity_bytes: 0,
         deferred_delete_seconds: GatewaySection::default().deferred_delete_seconds,
+        certificate_life: args.certificate_lifetime,
     })
 }
 
@@ -288,6 +313,7 @@ fn plan_cluster(args: ClusterArgs) -> Result<Plan, Trouble> {
         segment_bytes: args.segment_mib << 20,
         capacity_bytes: args.capacity_mib << 20,
         deferred_delete_seconds: GatewaySection::default().deferred_delete_seconds,
+        certificate_life: args.certificate_lifetime,
     })
 }
 
@@ -398,6 +424,7 @@ fn found_map(plan: &Plan, cluster: ClusterId, disks: Vec<DiskRecord>) -> Result<
             state: State::Up,
             domain: node.name.clone(),
             version: Some(env!("CARGO_PKG_VERSION").into()),
+            public_key: None,
         })
         .collect();
     let voters: Vec<NodeId> =
@@ -415,6 +442,8 @@ fn found_map(plan: &Plan, cluster: ClusterId, disks: Vec<DiskRecord>) -> Result<
         name: plan.name.clone(),
         voters,
         feature_level: FEATURE_LEVEL,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     };
     map.pgs = placement::plan(&map, plan.code).map_err(|error| usage(&error.to_string()))?.add;
     Ok(map)
@@ -435,7 +464,7 @@ fn write_node(
     files::make_folder(&folder).map_err(|error| file_trouble(&folder, error))?;
     let roles: Vec<Role> = node.roles.iter().map(|&role| role.into()).collect();
     let identity = Identity { cluster, node: id, roles, incarnation: Incarnation(1) };
-    write_certificate(authority, &identity, &folder, "node")?;
+    write_certificate(authority, &identity, plan.certificate_life, &folder, "node")?;
     let is_meta = node.roles.contains(&RoleName::Meta);
     if is_meta {
         write_secret(&folder.join("ca.key"), authority.key_pem().as_bytes())?;
@@ -462,6 +491,7 @@ fn node_config(plan: &Plan, node: &PlannedNode, folder: &Path, meta: Vec<String>
             private_key: "node.key".into(),
             ca_private_key: is_meta.then(|| "ca.key".into()),
             wrapping_key: wraps.then(|| "wrapping.key".into()),
+            certificate_lifetime_seconds: plan.certificate_life.as_secs(),
         },
         cluster: ClusterSection { meta, founding: is_meta.then(|| "founding".into()) },
         meta: MetaSection { cache_bytes: plan.cache_bytes },
@@ -495,7 +525,7 @@ fn write_profile(
     files::make_folder(&folder).map_err(|error| file_trouble(&folder, error))?;
     let identity =
         Identity { cluster, node: NodeId(u64::MAX >> 1), roles: vec![Role::Admin], incarnation: Incarnation(1) };
-    write_certificate(authority, &identity, &folder, "admin")?;
+    write_certificate(authority, &identity, OPERATOR_CERTIFICATE_LIFE, &folder, "admin")?;
     write_secret(&folder.join("wrapping.key"), wrapping_key)?;
     let profile = Profile {
         cluster: plan.name.clone(),
@@ -510,8 +540,14 @@ fn write_profile(
     Ok(file)
 }
 
-fn write_certificate(authority: &Authority, identity: &Identity, folder: &Path, name: &str) -> Result<(), Trouble> {
-    let issued = authority.issue(identity, CERTIFICATE_LIFE, crate::node::wall_clock()).map_err(failed)?;
+fn write_certificate(
+    authority: &Authority,
+    identity: &Identity,
+    life: Duration,
+    folder: &Path,
+    name: &str,
+) -> Result<(), Trouble> {
+    let issued = authority.issue(identity, life, crate::node::wall_clock()).map_err(failed)?;
     let chain = folder.join(format!("{name}.crt"));
     files::write_public(&chain, issued.chain_pem().as_bytes()).map_err(|error| file_trouble(&chain, error))?;
     write_secret(&folder.join(format!("{name}.key")), issued.key_pem().as_bytes())

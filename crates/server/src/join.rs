@@ -1,183 +1,33 @@
-//! Admission of a new node: the desk on metadata nodes, and the command on the new machine.
+//! `plinth join`: the command on a machine that becomes a node of a running cluster.
 //!
-//! A token admits one node, once, before it expires. It carries the fingerprint of the cluster's CA,
-//! so that the new node trusts nobody else; the new node draws its own key and sends only a
-//! certificate request. The token is used up and the node registered in the system group before a
-//! certificate is signed: a crash between them costs a token, never admits twice.
+//! The token names the cluster's CA; the node believes metadata nodes under that CA alone, draws its own key and sends
+//! only a certificate request. What it is given is checked against the token before anything is written.
 
 use crate::config::*;
 use crate::files;
-use crate::init::{CERTIFICATE_LIFE, file_trouble, require_disks};
-use crate::registry::address_holder;
+use crate::identity::{self, authority_pem};
+use crate::init::{file_trouble, require_disks};
 use bytes::Bytes;
 use clap::Args;
 use plinth_admin::Report;
 use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::secret::JoinToken;
-use plinth_client::Client;
-use plinth_protocol::map::{NodeRecord, State};
 use plinth_protocol::meta::*;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::*;
-use plinth_transport::authority::{Authority, Fingerprint, NodeKey};
-use plinth_transport::{Call, Identity, call_joining};
+use plinth_transport::authority::{Authority, Fingerprint, NodeCertificate, NodeKey};
+use plinth_transport::{Call, call_joining};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 /// How long a node waits for its admission.
 const ADMISSION_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Pause before a busy desk is asked again.
-const BUSY_PAUSE: Duration = Duration::from_millis(500);
-
-/// Admissions that a node works on at once; more wait for their turn.
-const ADMISSIONS_MAX: usize = 4;
-/// Visitors of the desk at once, those that wait for their refusal among them; more are answered `Busy`.
-const VISITORS_MAX: usize = 64;
-/// How late a refused admission is answered: strangers ask, and each question costs a commit.
-const REFUSAL_DELAY: Duration = Duration::from_secs(1);
-
-/// Admits nodes; lives on metadata nodes that hold the CA's key.
-pub struct JoinDesk {
-    /// Signs certificates.
-    pub authority: Authority,
-    /// Speaks to the system group.
-    pub client: Client,
-    /// Handed to joining gateways and metadata nodes.
-    pub wrapping_key: Option<Zeroizing<Vec<u8>>>,
-    /// Bounds what strangers can make the cluster do at once.
-    places: Semaphore,
-    /// Bounds what they can make it do in a second.
-    visitors: Semaphore,
-}
-
-impl JoinDesk {
-    /// Opens the desk.
-    pub fn new(authority: Authority, client: Client, wrapping_key: Option<Zeroizing<Vec<u8>>>) -> Self {
-        let (places, visitors) = (Semaphore::new(ADMISSIONS_MAX), Semaphore::new(VISITORS_MAX));
-        JoinDesk { authority, client, wrapping_key, places, visitors }
-    }
-
-    /// Checks the token, registers the node, signs its certificate. A refusal comes late, and its visitor is counted
-    /// meanwhile: guessing is slow whatever the number of connections, and keeps no node from its turn.
-    pub async fn admit(&self, header: &[u8], deadline: Instant) -> Result<JoinReply, Failure> {
-        let busy = || Failure::new(FailureKind::Busy, "other nodes are being admitted; try again");
-        let _visitor = self.visitors.try_acquire().map_err(|_| busy())?;
-        let place = tokio::time::timeout_at(deadline, self.places.acquire()).await.map_err(|_| busy())?;
-        let admitted = self.decide(header, deadline).await;
-        drop(place);
-        if admitted.is_err() {
-            tokio::time::sleep(REFUSAL_DELAY).await;
-        }
-        admitted
-    }
-
-    /// Refuses an address that another node has, before the token is used up.
-    async fn check_address(&self, address: &str, deadline: Instant) -> Result<(), Failure> {
-        let map = match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline).await? {
-            Reply::Map(map) => map,
-            other => return Err(Failure::new(FailureKind::Internal, format!("unexpected reply {other:?}"))),
-        };
-        match address_holder(&map, address, None) {
-            None => Ok(()),
-            Some(other) => {
-                let text = format!("{address} is the address of node {}: choose another --listen", other.name);
-                Err(Failure::new(FailureKind::Conflict, text))
-            }
-        }
-    }
-
-    async fn decide(&self, header: &[u8], deadline: Instant) -> Result<JoinReply, Failure> {
-        let request = JoinRequest::decode(header)?;
-        check_request(&request)?;
-        let token = JoinToken::parse(&request.token).ok_or_else(|| denied("the token can't be read"))?;
-        self.check_address(&request.address, deadline).await?;
-        let consume = ConsumeJoinToken { hash: token.hash(), roles: request.roles.clone() };
-        expect_done(self.client.mutate(GROUP_SYSTEM, Command::ConsumeJoinToken(consume), None, deadline).await?)?;
-        let record = NodeRecord {
-            node: NodeId(0),
-            name: request.name.clone(),
-            roles: request.roles.clone(),
-            address: request.address.clone(),
-            incarnation: Incarnation(1),
-            state: State::Down,
-            domain: request.domain.clone().unwrap_or_else(|| request.name.clone()),
-            version: Some(env!("CARGO_PKG_VERSION").into()),
-        };
-        let register = Command::RegisterNode(RegisterNode { node: record, public_key: None });
-        let node = match self.client.mutate(GROUP_SYSTEM, register, None, deadline).await? {
-            Outcome::Node(node) => node,
-            Outcome::Refused(refusal) => return Err(denied(&refusal.text)),
-            other => return Err(Failure::new(FailureKind::Internal, format!("unexpected outcome {other:?}"))),
-        };
-        let identity = Identity {
-            cluster: self.authority.cluster(),
-            node: node.node,
-            roles: node.roles.clone(),
-            incarnation: node.incarnation,
-        };
-        let now = crate::node::wall_clock();
-        let certificate = self
-            .authority
-            .issue_for_request(&identity, &request.csr, CERTIFICATE_LIFE, now)
-            .map_err(|error| Failure::new(FailureKind::Invalid, error.to_string()))?;
-        let map = match self.client.query(GROUP_SYSTEM, Query::Map(None), deadline).await? {
-            Reply::Map(map) => map,
-            other => return Err(Failure::new(FailureKind::Internal, format!("unexpected reply {other:?}"))),
-        };
-        tracing::info!(node = %node.node, name = %node.name, "node admitted");
-        let wraps = node.roles.iter().any(|role| matches!(role, Role::Gateway | Role::Meta));
-        let wrapping_key = self.wrapping_key.as_ref().filter(|_| wraps).map(|key| Bytes::copy_from_slice(key).into());
-        let admits = node.roles.contains(&Role::Meta);
-        let ca_private_key = admits.then(|| Bytes::copy_from_slice(self.authority.key_pem().as_bytes()).into());
-        let ca = self.authority.certificate_pem().to_string();
-        Ok(JoinReply { node, certificate, ca, map, wrapping_key, ca_private_key })
-    }
-}
-
-/// Checks what a stranger sends before anything is committed.
-fn check_request(request: &JoinRequest) -> Result<(), Failure> {
-    let name_ok = (1..=63).contains(&request.name.len())
-        && request.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if !name_ok {
-        return Err(Failure::new(FailureKind::Invalid, "a node's name is 1 to 63 letters, digits and dashes"));
-    }
-    let domain_ok = request.domain.as_ref().is_none_or(|domain| {
-        let sign = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        (1..=63).contains(&domain.len()) && domain.bytes().all(sign)
-    });
-    if !domain_ok {
-        return Err(Failure::new(
-            FailureKind::Invalid,
-            "a failure domain is 1 to 63 letters, digits, dots, dashes and underlines",
-        ));
-    }
-    let roles_ok = !request.roles.is_empty()
-        && request.roles.iter().all(|role| matches!(role, Role::Gateway | Role::Meta | Role::Storage));
-    if !roles_ok {
-        return Err(denied("a node may be gateway, meta or storage"));
-    }
-    if request.address.parse::<SocketAddr>().is_err() {
-        return Err(Failure::new(FailureKind::Invalid, "the address is not HOST:PORT"));
-    }
-    Ok(())
-}
-
-fn denied(text: &str) -> Failure {
-    Failure::new(FailureKind::Denied, text)
-}
-
-fn expect_done(outcome: Outcome) -> Result<(), Failure> {
-    match outcome {
-        Outcome::Refused(refusal) => Err(denied(&refusal.text)),
-        _ => Ok(()),
-    }
-}
+/// Pause before the question is asked again where the cluster was busy or the answer was lost.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Options of `plinth join`.
 #[derive(Debug, Args)]
@@ -243,6 +93,7 @@ pub async fn run(args: JoinArgs) -> Result<Report, Trouble> {
     let reply = ask(args.meta, Fingerprint(token.ca_fingerprint), request.to_bytes()).await?;
     let admitted = JoinReply::decode(&reply.header)
         .map_err(|error| Trouble::new(Exit::Unsupported, "E1010", error.to_string()))?;
+    check_reply(&token, &key, &admitted).map_err(|text| Trouble::new(Exit::Denied, "E2014", text))?;
     let file = write_node(&args, &folder, &key, &admitted)?;
     let s3 = args.s3.map(|address| format!("S3 endpoint  http://{address}\n")).unwrap_or_default();
     let text = format!(
@@ -278,19 +129,48 @@ fn check_args(args: &JoinArgs) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Asks for admission; again where the desk is busy, which has used up nothing.
+/// Asks for admission; again where the desk is busy or the answer was lost: the token answers the same key again.
 async fn ask(meta: SocketAddr, authority: Fingerprint, header: Bytes) -> Result<plinth_transport::Reply, Failure> {
     let end = Instant::now() + ADMISSION_TIME_MAX;
     loop {
         let deadline = end.saturating_duration_since(Instant::now());
         let call = Call { method: Method::Join, header: header.clone(), payload: Vec::new(), deadline };
         match call_joining(&meta.to_string(), authority, None, call).await {
-            Err(failure) if failure.kind == FailureKind::Busy && Instant::now() + BUSY_PAUSE < end => {
-                tokio::time::sleep(BUSY_PAUSE).await;
+            Err(failure)
+                if matches!(failure.kind, FailureKind::Busy | FailureKind::Unknown)
+                    && Instant::now() + ASK_AGAIN_AFTER < end =>
+            {
+                tokio::time::sleep(ASK_AGAIN_AFTER).await;
             }
             answered => return answered,
         }
     }
+}
+
+/// Checks that what came is this cluster's: the CA is the one that the token names, it has signed the certificate, and
+/// the certificate is for this node and its key.
+fn check_reply(token: &JoinToken, key: &NodeKey, admitted: &JoinReply) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| format!("the cluster's answer is not to be trusted: {error}");
+    if identity::fingerprint(&admitted.ca).map_err(|error| text(&error))? != token.ca_fingerprint {
+        return Err(text(&"its CA is not the one that the token names"));
+    }
+    let certificate = NodeCertificate::load(&admitted.certificate, &key.key_pem()).map_err(|error| text(&error))?;
+    certificate.check_chain(Fingerprint(token.ca_fingerprint)).map_err(|error| text(&error))?;
+    identity::check_validity(&certificate, crate::node::wall_clock()).map_err(|error| text(&error))?;
+    let node = &admitted.node;
+    let mut roles = node.roles.clone();
+    roles.sort();
+    if (certificate.node(), certificate.cluster(), certificate.roles())
+        != (node.node, admitted.map.cluster, roles.as_slice())
+    {
+        return Err(text(&"its certificate is for another node"));
+    }
+    if let Some(ca_private_key) = &admitted.ca_private_key {
+        let pem = std::str::from_utf8(ca_private_key).map_err(|error| text(&error))?;
+        let ca = authority_pem(&certificate).unwrap_or_default();
+        Authority::load(&ca, pem).map_err(|error| text(&error))?;
+    }
+    Ok(())
 }
 
 fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinReply) -> Result<PathBuf, Trouble> {
@@ -330,6 +210,9 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
             private_key: "node.key".into(),
             ca_private_key: admitted.ca_private_key.as_ref().map(|_| "ca.key".into()),
             wrapping_key: admitted.wrapping_key.as_ref().map(|_| "wrapping.key".into()),
+            certificate_lifetime_seconds: admitted
+                .certificate_lifetime_s
+                .unwrap_or(SecuritySection::CERTIFICATE_LIFETIME_SECONDS),
         },
         cluster: ClusterSection {
             meta: meta.map(|node| format!("{}@{}", node.node.0, node.address)).collect(),
@@ -352,50 +235,81 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use plinth_protocol::map::{ClusterMap, NodeRecord, State};
+    use plinth_protocol::stripe::Code;
+    use plinth_transport::Identity;
 
-    fn request() -> JoinRequest {
-        JoinRequest {
-            token: JoinToken::new([7; 32]).text().into(),
-            csr: NodeKey::generate().unwrap().request_pem().unwrap(),
-            name: "s9".into(),
-            roles: vec![Role::Storage],
-            address: "127.0.0.1:7009".into(),
-            domain: None,
+    fn reply(authority: &Authority, key: &NodeKey, roles: &[Role]) -> JoinReply {
+        let node = NodeRecord {
+            node: NodeId(5),
+            name: "x5".into(),
+            roles: roles.to_vec(),
+            address: "127.0.0.1:1".into(),
+            incarnation: Incarnation(1),
+            state: State::Up,
+            domain: "x5".into(),
+            version: None,
+            public_key: None,
+        };
+        let identity =
+            Identity { cluster: ClusterId(7), node: NodeId(5), roles: roles.to_vec(), incarnation: Incarnation(1) };
+        let life = Duration::from_secs(3600);
+        let now = crate::node::wall_clock();
+        let certificate = authority.issue_for_request(&identity, &key.request_pem().unwrap(), life, now).unwrap();
+        let map = ClusterMap {
+            cluster: ClusterId(7),
+            epoch: Epoch(1),
+            nodes: vec![node.clone()],
+            disks: Vec::new(),
+            pgs: Vec::new(),
+            shards: Vec::new(),
+            code: Code::new(1, 0),
+            fragment_bytes_max: 1 << 20,
+            name: "test".into(),
+            voters: Vec::new(),
+            feature_level: 1,
+            denied_nodes: Vec::new(),
+            revoked_certificates: Vec::new(),
+        };
+        JoinReply {
+            node,
+            certificate,
+            ca: authority.certificate_pem().to_string(),
+            map,
+            wrapping_key: None,
+            ca_private_key: Some(Bytes::copy_from_slice(authority.key_pem().as_bytes()).into()),
+            certificate_lifetime_s: None,
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn refused_visitors_wait_without_keeping_a_node_from_its_turn() {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let counted = asked.clone();
-        let client = crate::service::fake::client(Vec::new(), move |_| {
-            counted.fetch_add(1, Ordering::Relaxed);
-            let refusal = Refusal { kind: RefusalKind::InvalidToken, text: "unknown".into() };
-            Ok(Outcome::Refused(refusal))
-        });
-        let authority = Authority::create(ClusterId(7), crate::node::wall_clock()).unwrap();
-        let desk = Arc::new(JoinDesk::new(authority, client.await, None));
-        let header = request().to_bytes();
-        let visits: Vec<_> = (0..VISITORS_MAX + 3)
-            .map(|_| {
-                let (desk, header) = (desk.clone(), header.clone());
-                tokio::spawn(async move {
-                    let started = Instant::now();
-                    let failure = desk.admit(&header, started + ADMISSION_TIME_MAX).await.unwrap_err();
-                    (failure.kind, started.elapsed())
-                })
-            })
-            .collect();
-        let mut kinds = Vec::new();
-        for visit in visits {
-            let (kind, waited) = visit.await.unwrap();
-            assert_eq!(waited >= REFUSAL_DELAY, kind == FailureKind::Denied, "{kind:?} after {waited:?}");
-            assert!(waited < REFUSAL_DELAY * 2, "no turn waits for another's refusal: {waited:?}");
-            kinds.push(kind);
+    #[test]
+    fn an_answer_that_the_token_does_not_vouch_for_is_refused() {
+        let make = || Authority::create(ClusterId(7), crate::node::wall_clock()).unwrap();
+        let (own, other) = (make(), make());
+        let token = JoinToken::new(own.fingerprint().0);
+        let key = NodeKey::generate().unwrap();
+        let good = || reply(&own, &key, &[Role::Storage, Role::Meta]);
+        assert_eq!(check_reply(&token, &key, &good()), Ok(()));
+        let foreign = reply(&other, &key, &[Role::Meta]);
+        let own_ca = || own.certificate_pem().to_string();
+        let leaf = foreign.certificate.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap().to_string();
+        for (why, bad) in [
+            ("another CA", foreign.clone()),
+            ("another CA, named like the token's", JoinReply { ca: own_ca(), ..foreign.clone() }),
+            (
+                "a certificate that the CA did not sign",
+                JoinReply { certificate: leaf + &own_ca(), ca: own_ca(), ..foreign },
+            ),
+            (
+                "a CA key of another CA",
+                JoinReply { ca_private_key: Some(Bytes::copy_from_slice(other.key_pem().as_bytes()).into()), ..good() },
+            ),
+            ("another node", JoinReply { node: NodeRecord { node: NodeId(6), ..good().node }, ..good() }),
+            ("other roles", JoinReply { node: NodeRecord { roles: vec![Role::Meta], ..good().node }, ..good() }),
+            ("another cluster", JoinReply { map: ClusterMap { cluster: ClusterId(8), ..good().map }, ..good() }),
+        ] {
+            check_reply(&token, &key, &bad).expect_err(why);
         }
-        assert_eq!(kinds.iter().filter(|kind| **kind == FailureKind::Busy).count(), 3);
-        assert_eq!(asked.load(Ordering::Relaxed), VISITORS_MAX, "whoever got in got a decision");
+        check_reply(&token, &NodeKey::generate().unwrap(), &good()).expect_err("another key");
     }
 }

@@ -56,6 +56,7 @@ pub fn find(folder: &Path) -> Result<Option<Kept>, Trouble> {
         segment_bytes: init::SEGMENT_BYTES_EMBEDDED,
         capacity_bytes: 0,
         deferred_delete_seconds: crate::demo::DEFERRED_DELETE_SECONDS,
+        certificate_life: crate::demo::CERTIFICATE_LIFE,
     };
     Ok(Some(Kept { plan, laid: Laid { nodes, profile, access_key: String::new(), secret_key: String::new().into() } }))
 }

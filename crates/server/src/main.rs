@@ -1,12 +1,15 @@
 //! `plinth`: one binary for every role, for operators, and for a first try.
 
+mod admission;
 mod announce;
 mod caller;
+mod certificates;
 mod config;
 mod demo;
 mod disks;
 mod export;
 mod files;
+mod https;
 mod identity;
 mod init;
 mod join;
@@ -18,15 +21,18 @@ mod node;
 mod observe;
 mod operate;
 mod overview;
+mod peers;
 mod process;
 mod profile;
 mod registry;
+mod renewal;
 mod selftest;
 mod service;
 mod voters;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use config::{Config, RoleName};
+use plinth_admin::command::CertCommand;
 use plinth_admin::exit::{Exit, Trouble};
 use plinth_admin::{OutputFormat, Report};
 use serde_json::json;
@@ -173,6 +179,9 @@ fn dispatch(cli: Cli) -> Result<Option<Report>, Trouble> {
         }
         Action::Config(command) => configure(command).map(Some),
         Action::Version => Ok(Some(version())),
+        Action::Operate(plinth_admin::Command::Cert(CertCommand::Reissue { config, node, days })) => {
+            certificates::reissue(&config, &node, days).map(Some)
+        }
         Action::Operate(command) => {
             let file = match (cli.demo, cli.profile) {
                 (true, _) => profile::Profile::of_demo(&environment())?,
@@ -231,6 +240,9 @@ fn check_config(file: &std::path::Path) -> Result<Report, Trouble> {
     let config = load(file)?;
     let problem = |error: String| Trouble::new(Exit::Problem, "E2004", error);
     let secrets = identity::Secrets::load(&config).map_err(|error| problem(error.to_string()))?;
+    identity::check_validity(&secrets.certificate, node::wall_clock()).map_err(problem)?;
+    identity::check_validity(&secrets.certificate, node::wall_clock()).map_err(problem)?;
+    identity::check_validity(&secrets.certificate, node::wall_clock()).map_err(problem)?;
     node::check(&config).map_err(|trouble| problem(trouble.text))?;
     let mut text = format!("{} is sound: node {}\n", file.display(), config.node.name);
     let asked = runtime(1)?.block_on(registry::compare(&config, &secrets));

@@ -30,7 +30,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How often the leader of the system group counts the whole cluster, in probes.
 const OVERVIEW_EVERY_PROBES: u32 = 20;
 /// Everything that can keep a node from being ready, with how bad it is. Those below S200 are the cluster's.
-const CHECKS: [(&str, &str); 14] = [
+const CHECKS: [(&str, &str); 15] = [
     ("M101", "critical"),
     ("L401", "critical"),
     ("S201", "critical"),
@@ -42,6 +42,7 @@ const CHECKS: [(&str, &str); 14] = [
     ("S207", "warning"),
     ("S208", "warning"),
     ("S209", "critical"),
+    ("S210", "critical"),
     ("D201", "warning"),
     ("D202", "critical"),
     ("M107", "warning"),
@@ -117,9 +118,11 @@ impl Measures {
         *lock(&self.parts.client) = Some(client);
     }
 
-    /// Adds a certificate: what it is for, its first and its last moment.
-    pub fn add_certificate(&self, purpose: &'static str, from: SystemTime, until: SystemTime) {
-        lock(&self.parts.certificates).push((purpose, from, until));
+    /// Sets the certificate of a purpose: its first and its last moment.
+    pub fn set_certificate(&self, purpose: &'static str, from: SystemTime, until: SystemTime) {
+        let mut certificates = lock(&self.parts.certificates);
+        certificates.retain(|(known, _, _)| *known != purpose);
+        certificates.push((purpose, from, until));
     }
 
     /// Adds a side of the node transport.
@@ -315,6 +318,16 @@ impl PartMeasures {
             reasons.push(NodeReason { code: code.into(), text, next: next.into() });
         };
         let name = &self.name;
+        let now = crate::node::wall_clock();
+        for (purpose, _, until) in lock(&self.certificates).iter().filter(|(_, _, until)| now > *until) {
+            // Before all else: it is the reason for what follows.
+            let ended = crate::identity::moment_text(*until);
+            let remedy = match *purpose {
+                "node" => "plinth cert reissue --config A_METADATA_NODES_PLINTH_TOML --node THIS_NODES_FOLDER",
+                _ => "replace the files of gateway.tls_certificate and gateway.tls_private_key",
+            };
+            add("S210", format!("the {purpose} certificate ended on {ended}"), remedy);
+        }
         if self.service.parts.leaving.load(Ordering::Acquire) {
             add("S207", "the node is stopping".into(), "wait for its end");
         } else if let Some(map) = self.client().map(|client| client.map())

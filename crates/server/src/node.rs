@@ -1,14 +1,17 @@
 //! A node: its roles started in order, watched, and stopped in reverse.
 
+use crate::admission::Admission;
 use crate::announce::Announcer;
 use crate::config::{Config, RoleName, parse_meta_peer};
 use crate::disks::{self, Memory, OwnControl, ReportOrder, Reporter};
-use crate::identity::Secrets;
+use crate::https;
+use crate::identity::{Secrets, check_validity};
 use crate::init;
-use crate::join::JoinDesk;
 use crate::keyring::ClusterKeys;
 use crate::measure::Measures;
 use crate::observe::{self, Observed};
+use crate::peers::PeerCheck;
+use crate::renewal::Renewal;
 use crate::service::{NodeService, ProcessControl};
 use crate::voters::Voters;
 use plinth_admin::exit::{Exit, Trouble};
@@ -21,8 +24,6 @@ use plinth_protocol::map::State;
 use plinth_protocol::meta::{Command, SetNodeState};
 use plinth_protocol::*;
 use plinth_transport::{Credentials, Identity, Link, LocalNetwork, Peer, Server, ServerConfig, TlsLink};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -30,7 +31,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 
 /// Pause before a registration that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -92,6 +92,9 @@ pub struct Node {
     pub client: Option<Client>,
     housekeeping: Option<Housekeeping>,
     link: Arc<dyn Link>,
+    /// The same link where it is over TLS: its credentials are renewed.
+    tls: Option<Arc<TlsLink>>,
+    peers: PeerCheck,
     network: Network,
     server: Option<Server>,
     measures: Arc<Measures>,
@@ -140,7 +143,7 @@ pub fn check(config: &Config) -> Result<(), Trouble> {
         init::read_founding(founding)?;
     }
     if config.has_role(RoleName::Gateway) {
-        s3_acceptor(config)?;
+        https::open(config)?;
     }
     Ok(())
 }
@@ -160,9 +163,13 @@ impl Node {
         let credentials =
             Arc::new(Credentials::new(&secrets.certificate, &secrets.ca_pem, identity.incarnation).map_err(failed)?);
         let measures = Arc::new(Measures::new(&config, identity.node, service.clone()).map_err(failed)?);
-        measures.add_certificate("node", secrets.certificate.valid_from(), secrets.certificate.valid_until());
+        if let Err(text) = check_validity(&secrets.certificate, wall_clock()) {
+            tracing::error!(event = "certificate_ended", "{text}");
+        }
+        measures.set_certificate("node", secrets.certificate.valid_from(), secrets.certificate.valid_until());
         let voters = Arc::new(Voters::of_node(&config.node.data));
-        let link = open_link(&network, &credentials, &config, &voters, &service, &measures);
+        let peers = PeerCheck::default();
+        let (link, tls) = open_link(&network, &credentials, &config, &peers, &voters, &service, &measures);
         let (stop, _) = watch::channel(false);
         let disks = Arc::new(Memory::load(&config.node.data)?);
         measures.set_disks(disks.clone());
@@ -173,6 +180,8 @@ impl Node {
             client: None,
             housekeeping: None,
             link,
+            tls,
+            peers,
             server: None,
             measures,
             disks,
@@ -201,7 +210,8 @@ impl Node {
             return Ok(());
         }
         let listener = bind(&self.config.transport.listen, "transport.listen").await?;
-        let config = ServerConfig::new(credentials.clone());
+        let mut config = ServerConfig::new(credentials.clone());
+        config.allowed = self.peers.allowed();
         let server = Server::serve(listener, config, Arc::new(self.service.clone())).map_err(failed)?;
         self.measures.add_wire(("callee", server.meter()));
         self.server = Some(server);
@@ -264,12 +274,21 @@ impl Node {
         let (node, name) = (self.identity.node, self.config.node.name.clone());
         // Nodes of a demo are reached without sockets.
         let address = self.config.advertised().filter(|_| matches!(self.network, Network::Tls));
+        let (peers, security) = (self.peers.clone(), self.config.security.clone());
+        let Secrets { certificate, authority, wrapping_key, .. } = secrets;
+        // A demo's nodes reach each other without certificates.
+        if let Some(tls) = self.tls.clone() {
+            let serving = self.server.as_ref().map(Server::credentials_setter);
+            let renewal = Renewal::new(&self.config, certificate, tls, serving, peers.clone(), self.measures.clone());
+            self.tasks.push(tokio::spawn(renewal.run(self.stop.subscribe())));
+        }
         self.tasks.push(tokio::spawn(async move {
             let Some(client) = connect(config, link, stop.clone()).await else { return };
             measures.set_client(client.clone());
-            if let Some(authority) = secrets.authority {
-                let desk = JoinDesk::new(authority, client.clone(), secrets.wrapping_key);
-                let _ = service.parts.desk.set(desk);
+            peers.set_client(client.clone());
+            if let Some(authority) = authority {
+                let admission = Admission::new(authority, client.clone(), wrapping_key, &security);
+                let _ = service.parts.admission.set(admission);
             }
             let announcing = announce(client.clone(), node, address, stop.clone());
             let keeping = voters.keep(client.clone(), stop.clone());
@@ -311,12 +330,10 @@ impl Node {
         settings.in_flight_bytes_max = section.body_bytes_max;
         settings.log_keys = self.config.log.keys.into();
         let metrics = plinth_gateway::Metrics::register(self.measures.registry()).map_err(failed)?;
-        let tls = s3_acceptor(&self.config)?;
-        if let Some(certificate) = &self.config.gateway.tls_certificate {
-            let pem = crate::files::read_text(certificate).map_err(|error| init::file_trouble(certificate, error))?;
-            if let Ok((from, until)) = plinth_transport::authority::validity(&pem) {
-                self.measures.add_certificate("s3", from, until);
-            }
+        let tls = https::open(&self.config)?;
+        let acceptor = tls.as_ref().map(https::Https::acceptor);
+        if let Some(https) = tls {
+            self.tasks.push(tokio::spawn(https.watch(self.measures.clone(), self.stop.subscribe())));
         }
         let gateway = Gateway::new(settings, client.clone(), metrics);
         let mut stop = self.stop.subscribe();
@@ -324,7 +341,7 @@ impl Node {
             let _ = stop.wait_for(|stop| *stop).await;
         };
         self.client = Some(client);
-        self.tasks.push(tokio::spawn(plinth_gateway::serve(listener, tls, gateway, stopped)));
+        self.tasks.push(tokio::spawn(plinth_gateway::serve(listener, acceptor, gateway, stopped)));
         Ok(())
     }
 
@@ -380,29 +397,6 @@ impl Node {
     }
 }
 
-/// Makes the TLS side of the S3 socket, where the configuration names a certificate.
-fn s3_acceptor(config: &Config) -> Result<Option<TlsAcceptor>, Trouble> {
-    let (Some(certificate), Some(key)) = (&config.gateway.tls_certificate, &config.gateway.tls_private_key) else {
-        return Ok(None);
-    };
-    let chain_pem = crate::files::read(certificate).map_err(|error| init::file_trouble(certificate, error))?;
-    let key_pem = crate::files::read_secret(key).map_err(|error| init::file_trouble(key, error))?;
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&chain_pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| failed(format!("{}: {error:?}", certificate.display())))?;
-    let key =
-        PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| failed(format!("{}: {error:?}", key.display())))?;
-    // The same suites as between nodes: TLS 1.3 with AES-GCM.
-    let mut tls = rustls::ServerConfig::builder_with_provider(plinth_transport::tls_provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(failed)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(failed)?;
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Some(TlsAcceptor::from(Arc::new(tls))))
-}
-
 /// Makes a link over the network that knows where the metadata nodes may be: `<node id>@<host>:<port>` each, the likelier
 /// ones first.
 pub fn wire_link<'a>(
@@ -427,22 +421,24 @@ fn open_link(
     network: &Network,
     credentials: &Arc<Credentials>,
     config: &Config,
+    peers: &PeerCheck,
     voters: &Voters,
     service: &NodeService,
     measures: &Measures,
-) -> Arc<dyn Link> {
+) -> (Arc<dyn Link>, Option<Arc<TlsLink>>) {
     let identity = credentials.identity();
     match network {
         Network::Tls => {
             let known = voters.bootstrap(&config.cluster.meta);
-            let peers = known.iter().chain(&config.cluster.meta);
-            let link = wire_link(credentials.clone(), config.advertised(), peers);
+            let places = known.iter().chain(&config.cluster.meta);
+            let link = Arc::new(wire_link(credentials.clone(), config.advertised(), places));
+            link.set_allowed(peers.allowed());
             measures.add_wire(("caller", link.meter()));
-            Arc::new(link)
+            (link.clone(), Some(link))
         }
         Network::Local(network) => {
             network.attach(identity.clone(), Arc::new(service.clone()));
-            Arc::new(network.link(identity.clone()))
+            (Arc::new(network.link(identity.clone())), None)
         }
     }
 }
@@ -466,26 +462,5 @@ async fn connect(config: ClientConfig, link: Arc<dyn Link>, mut stop: watch::Rec
             _ = stop.wait_for(|stop| *stop) => return None,
         }
         tokio::time::sleep(RETRY_AFTER).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use plinth_transport::Authority;
-
-    #[test]
-    fn https_offers_aes_gcm_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let (certificate, key) = (folder.path().join("s3.crt"), folder.path().join("s3.key"));
-        let authority = Authority::create(ClusterId(7), wall_clock()).unwrap();
-        crate::files::write_public(&certificate, authority.certificate_pem().as_bytes()).unwrap();
-        crate::files::write_secret(&key, authority.key_pem().as_bytes()).unwrap();
-        let mut config: Config = toml::from_str(&crate::config::default_text()).unwrap();
-        (config.gateway.tls_certificate, config.gateway.tls_private_key) = (Some(certificate), Some(key));
-        let acceptor = s3_acceptor(&config).unwrap().expect("a certificate is named");
-        let suites = &acceptor.config().crypto_provider().cipher_suites;
-        let names: Vec<String> = suites.iter().map(|suite| format!("{:?}", suite.suite())).collect();
-        assert_eq!(names, ["TLS13_AES_256_GCM_SHA384", "TLS13_AES_128_GCM_SHA256"]);
     }
 }

@@ -5,7 +5,7 @@ pub mod fake;
 #[cfg(test)]
 mod tests;
 
-use crate::join::JoinDesk;
+use crate::admission::Admission;
 use bytes::Bytes;
 use plinth_meta::MetaNode;
 use plinth_protocol::frame::FRAME_BYTES;
@@ -32,8 +32,8 @@ pub struct Parts {
     pub meta: OnceLock<MetaNode>,
     /// The storage role.
     pub storage: OnceLock<StorageNode>,
-    /// Admission of nodes that join.
-    pub desk: OnceLock<JoinDesk>,
+    /// Admission of nodes that join, renewal of certificates.
+    pub admission: OnceLock<Admission>,
     /// The process around the node.
     pub control: OnceLock<Arc<dyn ProcessControl>>,
     /// What the node says of itself.
@@ -98,16 +98,25 @@ impl Parts {
                 let (reply, payload) = storage.handle(header, request.payload, request.deadline).await?;
                 Ok(Response { header: reply.to_bytes(), payload })
             }
-            Method::Admin => self.operate(AdminRequest::decode(&request.header)?).await,
+            Method::Admin => self.operate(AdminRequest::decode(&request.header)?, request.deadline).await,
             Method::Join => {
-                let desk = started(&self.desk, "admission")?;
-                Ok(header_only(&desk.admit(&request.header, request.deadline).await?))
+                let admission = started(&self.admission, "admission")?;
+                Ok(header_only(&admission.admit(&request.header, request.deadline).await?))
+            }
+            Method::Certify => {
+                let admission = started(&self.admission, "admission")?;
+                let Request { caller, certificate, header, deadline, .. } = request;
+                Ok(header_only(&admission.renew(&caller, certificate.as_deref(), &header, deadline).await?))
             }
         }
     }
 
-    async fn operate(&self, request: AdminRequest) -> Result<Response, Failure> {
+    async fn operate(&self, request: AdminRequest, deadline: Instant) -> Result<Response, Failure> {
         let reply = match request {
+            AdminRequest::CertifyOperator(order) => {
+                let admission = started(&self.admission, "admission")?;
+                AdminReply::Certificate(admission.certify_operator(&order, deadline).await?)
+            }
             AdminRequest::StopNode(_)
             | AdminRequest::StartNode(_)
             | AdminRequest::AddDisk(_)

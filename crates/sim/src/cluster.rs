@@ -90,7 +90,7 @@ impl Service for NodeService {
                         storage.ok_or_else(absent)?.handle(header, request.payload, request.deadline).await?;
                     Ok(Response { header: reply.to_bytes(), payload })
                 }
-                Method::Join => Err(absent()),
+                Method::Join | Method::Certify => Err(absent()),
             }
         })
     }
@@ -192,6 +192,7 @@ fn found(shape: &Shape, folder: &Path) -> ClusterMap {
         state: State::Up,
         domain: format!("domain{id}"),
         version: None,
+        public_key: None,
     };
     let metas = (1..=shape.metas).map(|id| node(id, Role::Meta));
     let storages = (1..=shape.storages).map(|id| node(shape.metas + id, Role::Storage));
@@ -213,6 +214,8 @@ fn found(shape: &Shape, folder: &Path) -> ClusterMap {
         name: "sim".into(),
         voters,
         feature_level: 1,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     };
     map.pgs = placement::plan(&map, shape.code).expect("the shape fits its code").add;
     map

@@ -8,9 +8,11 @@
 //! key is wiped when it is dropped.
 
 use crate::call::Identity;
+use crate::certificate::{CertificateFacts, operator_common_name, subject};
+use crate::credentials::verify_signed_by;
 use crate::error::TransportError;
 use crate::name::NodeName;
-use plinth_protocol::{ClusterId, NodeId, Role};
+use plinth_protocol::{ClusterId, Incarnation, NodeId, Role};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
@@ -144,7 +146,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<NodeCertificate, TransportError> {
         let key = NodeKey::generate()?;
-        let chain = self.sign(identity, &key.key, validity, now)?;
+        let chain = self.sign(identity, &key.key, None, validity, now)?;
         NodeCertificate::load(&chain, &key.key_pem())
     }
 
@@ -158,17 +160,48 @@ impl Authority {
         validity: Duration,
         now: SystemTime,
     ) -> Result<String, TransportError> {
-        let request = CertificateSigningRequestParams::from_pem(request_pem).map_err(refuse_rcgen)?;
-        if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
-            return Err(refuse("only ECDSA P-256 keys are signed"));
-        }
-        self.sign(identity, &request.public_key, validity, now)
+        self.sign(identity, &read_request(request_pem)?.public_key, None, validity, now)
+    }
+
+    /// Signs the public key of a PEM certificate request for a named operator, otherwise as
+    /// [`Authority::issue_for_request`] does.
+    pub fn issue_for_operator(
+        &self,
+        identity: &Identity,
+        operator: &str,
+        request_pem: &str,
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<String, TransportError> {
+        self.sign(identity, &read_request(request_pem)?.public_key, Some(operator), validity, now)
+    }
+
+    /// Signs a key anew for the node, or the operator, that a certificate of this authority names, whether or not
+    /// that certificate has ended. Nothing but serial number and validity changes. Returns the chain as PEM.
+    pub fn reissue(
+        &self,
+        certificate: &NodeCertificate,
+        incarnation: Incarnation,
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<String, TransportError> {
+        // At its own last moment: that it has ended since is why it is made anew.
+        certificate.check_chain(self.fingerprint())?;
+        let identity = Identity {
+            cluster: certificate.cluster(),
+            node: certificate.node(),
+            roles: certificate.roles().to_vec(),
+            incarnation,
+        };
+        let key = NodeKey::load(certificate.key_pem())?;
+        self.sign(&identity, &key.key, certificate.facts().operator.as_deref(), validity, now)
     }
 
     fn sign(
         &self,
         identity: &Identity,
         key: &impl PublicKeyData,
+        operator: Option<&str>,
         validity: Duration,
         now: SystemTime,
     ) -> Result<String, TransportError> {
@@ -180,9 +213,12 @@ impl Authority {
         }
         let name = NodeName::new(identity.cluster, &identity.roles, identity.node)?;
         let uri = name.to_uri().try_into().map_err(refuse_rcgen)?;
+        let common_name = match operator {
+            Some(name) => operator_common_name(name)?,
+            None => format!("Plinth {}", identity.node),
+        };
         let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, format!("Plinth {}", identity.node));
+        params.distinguished_name = subject(common_name, identity.incarnation);
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -231,9 +267,7 @@ pub struct NodeCertificate {
     name: NodeName,
     chain_pem: String,
     key_pem: Zeroizing<String>,
-    valid_from: u64,
-    valid_until: u64,
-    public_key: Fingerprint,
+    facts: CertificateFacts,
 }
 
 impl NodeCertificate {
@@ -250,10 +284,9 @@ impl NodeCertificate {
         if leaf.public_key().raw != key.subject_public_key_info() {
             return Err(refuse("private key is not the certificate's"));
         }
-        let (valid_from, valid_until) = validity_of(&leaf);
-        let public_key = Fingerprint::of(leaf.public_key().raw);
+        let facts = CertificateFacts::from_der(&chain[0])?;
         let (chain_pem, key_pem) = (chain_pem.to_string(), Zeroizing::new(key_pem.to_string()));
-        Ok(NodeCertificate { chain, name, chain_pem, key_pem, valid_from, valid_until, public_key })
+        Ok(NodeCertificate { chain, name, chain_pem, key_pem, facts })
     }
 
     /// Returns the cluster that the certificate names.
@@ -283,17 +316,31 @@ impl NodeCertificate {
 
     /// Returns the first moment of validity.
     pub fn valid_from(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(self.valid_from)
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.facts.valid_from_s)
     }
 
     /// Returns the last moment of validity; a node renews well before it.
     pub fn valid_until(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(self.valid_until)
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.facts.valid_until_s)
     }
 
     /// Returns the SHA-256 of the public key, by which group 0 knows the node.
     pub fn public_key(&self) -> Fingerprint {
-        self.public_key
+        self.facts.public_key
+    }
+
+    /// Fails unless the authority with this fingerprint, which must be the second of the chain, signed the
+    /// certificate.
+    pub fn check_chain(&self, authority: Fingerprint) -> Result<(), TransportError> {
+        if Fingerprint::of(&self.chain[1]) != authority {
+            return Err(refuse("the chain ends in another authority"));
+        }
+        verify_signed_by(&self.chain[0], &self.chain[1], self.facts.valid_until_s)
+    }
+
+    /// Returns what the certificate says beside the node's name.
+    pub fn facts(&self) -> &CertificateFacts {
+        &self.facts
     }
 }
 
@@ -305,13 +352,21 @@ pub fn validity(pem: &str) -> Result<(SystemTime, SystemTime), TransportError> {
     Ok((SystemTime::UNIX_EPOCH + Duration::from_secs(from), SystemTime::UNIX_EPOCH + Duration::from_secs(until)))
 }
 
-/// Returns the second since 1970 with which a certificate's validity ends.
-pub(crate) fn valid_until_seconds(der: &[u8]) -> Result<u64, TransportError> {
-    let (_, parsed) = X509Certificate::from_der(der).map_err(refuse_x509)?;
-    Ok(validity_of(&parsed).1)
+/// Returns the SHA-256 of the public key that a PEM certificate request is for. The request's own signature has shown
+/// that its sender holds the private half.
+pub fn key_of_request(request_pem: &str) -> Result<Fingerprint, TransportError> {
+    Ok(Fingerprint::of(&read_request(request_pem)?.public_key.subject_public_key_info()))
 }
 
-fn validity_of(certificate: &X509Certificate<'_>) -> (u64, u64) {
+fn read_request(request_pem: &str) -> Result<CertificateSigningRequestParams, TransportError> {
+    let request = CertificateSigningRequestParams::from_pem(request_pem).map_err(refuse_rcgen)?;
+    if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
+        return Err(refuse("only ECDSA P-256 keys are signed"));
+    }
+    Ok(request)
+}
+
+pub(crate) fn validity_of(certificate: &X509Certificate<'_>) -> (u64, u64) {
     let seconds = |timestamp: i64| u64::try_from(timestamp).unwrap_or(0);
     let validity = certificate.validity();
     (seconds(validity.not_before.timestamp()), seconds(validity.not_after.timestamp()))
@@ -358,20 +413,19 @@ fn draw_serial() -> Result<SerialNumber, TransportError> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-fn refuse(text: &str) -> TransportError {
+pub(crate) fn refuse(text: &str) -> TransportError {
     TransportError::Certificate(text.to_string())
 }
 fn refuse_rcgen(error: rcgen::Error) -> TransportError {
     TransportError::Certificate(error.to_string())
 }
-fn refuse_x509(error: impl fmt::Display) -> TransportError {
+pub(crate) fn refuse_x509(error: impl fmt::Display) -> TransportError {
     TransportError::Certificate(format!("not X.509: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plinth_protocol::Incarnation;
 
     const CLUSTER: ClusterId = ClusterId(0x5eed);
     const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -409,6 +463,39 @@ mod tests {
         assert_eq!(certificate.node(), NodeId(3));
         let other = NodeKey::generate().unwrap();
         assert!(NodeCertificate::load(&chain, &other.key_pem()).is_err());
+    }
+
+    #[test]
+    fn certificates_name_incarnation_and_operator_and_are_told_apart_by_serial() {
+        let authority = Authority::create(CLUSTER, now()).unwrap();
+        let third = Identity { incarnation: Incarnation(3), ..identity(&[Role::Storage]) };
+        let made = authority.issue(&third, DAY, now()).unwrap();
+        assert_eq!(made.facts().incarnation, Some(Incarnation(3)));
+        assert_eq!((made.facts().operator.as_deref(), made.facts().serial >> 120), (None, made.facts().serial >> 120));
+        let key = NodeKey::generate().unwrap();
+        let request = key.request_pem().unwrap();
+        let admin = identity(&[Role::Admin]);
+        let chain = authority.issue_for_operator(&admin, "mai.le@site-2", &request, DAY, now()).unwrap();
+        let operator = NodeCertificate::load(&chain, &key.key_pem()).unwrap();
+        assert_eq!(operator.facts().operator.as_deref(), Some("mai.le@site-2"));
+        assert_eq!(key_of_request(&request).unwrap(), operator.public_key());
+        assert_ne!(operator.facts().serial, made.facts().serial);
+        for bad in ["", "a b", "x/y", &"n".repeat(41)] {
+            assert!(authority.issue_for_operator(&admin, bad, &request, DAY, now()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_ended_certificate_is_made_anew_for_the_same_key() {
+        let authority = Authority::create(CLUSTER, now()).unwrap();
+        let old = authority.issue(&identity(&[Role::Meta, Role::Storage]), DAY, now() - 10 * DAY).unwrap();
+        let chain = authority.reissue(&old, Incarnation(1), DAY, now()).unwrap();
+        let new = NodeCertificate::load(&chain, old.key_pem()).unwrap();
+        assert_eq!((new.node(), new.roles(), new.public_key()), (old.node(), old.roles(), old.public_key()));
+        assert_eq!(new.valid_until(), now() + DAY);
+        assert_ne!(new.facts().serial, old.facts().serial);
+        let other = Authority::create(CLUSTER, now()).unwrap();
+        assert!(other.reissue(&old, Incarnation(1), DAY, now()).is_err(), "another authority's");
     }
 
     #[test]

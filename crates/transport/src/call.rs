@@ -1,10 +1,12 @@
 //! A call as both sides see it, and the two seams: [`Link`] for the caller, [`Service`] for the callee.
 
+use crate::certificate::CertificateFacts;
 use bytes::Bytes;
 use plinth_protocol::buffer::{AlignedBuf, BLOCK_BYTES};
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId, Role};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -27,7 +29,8 @@ pub struct Identity {
     pub node: NodeId,
     /// The roles that the certificate names.
     pub roles: Vec<Role>,
-    /// The incarnation that the node claims inside the encrypted handshake; 0 for one that joins.
+    /// The incarnation: the one that the certificate names; where an older certificate names none, the one that
+    /// the node claims inside the encrypted handshake; 0 for one that joins.
     pub incarnation: Incarnation,
 }
 
@@ -98,6 +101,8 @@ pub struct Reply {
 pub struct Request {
     /// Who calls.
     pub caller: Identity,
+    /// The certificate that the caller showed; none inside a process and from a node that joins.
+    pub certificate: Option<Arc<CertificateFacts>>,
     /// What is called.
     pub method: Method,
     /// The method's header record.

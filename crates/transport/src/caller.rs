@@ -3,12 +3,14 @@
 //! Callers put requests into a queue that is bounded in bytes and wait in a slot each. One task, the
 //! driver, moves the queue into the socket and answers into the slots; no other task is needed.
 
-use crate::call::{Call, Reply};
+use crate::call::{Call, Identity, Reply};
+use crate::certificate::CertificateFacts;
 use crate::channel::{Channel, OUTPUT_BYTES_MAX};
 use crate::counters::Counters;
 use crate::error::TransportError;
 use crate::frame::{Frame, FrameError, FrameHead, FrameKind, OutFrame};
 use crate::pulse::{PING_INTERVAL, Pulse};
+use crate::server::Allowed;
 use crate::slots::{CallId, Outcome, Slots};
 use bytes::Bytes;
 use plinth_protocol::wire::Wire;
@@ -39,6 +41,18 @@ pub(crate) struct Connection {
     shared: Arc<Shared>,
     /// The incarnation that the peer proved.
     pub(crate) incarnation: Incarnation,
+}
+
+/// What a connection is made under.
+pub(crate) struct Standing {
+    /// Who answered.
+    pub(crate) callee: Identity,
+    /// What the callee showed.
+    pub(crate) certificate: Option<CertificateFacts>,
+    /// Whether that is still good enough; asked every few seconds.
+    pub(crate) allowed: Allowed,
+    /// When the connection is to be replaced: shortly before one of the two certificates ends.
+    pub(crate) expires: Instant,
 }
 
 struct Shared {
@@ -85,12 +99,8 @@ impl Shared {
 
 impl Connection {
     /// Takes over a channel whose handshake and hellos are done. The driver must be polled.
-    pub(crate) fn new(
-        channel: Channel,
-        incarnation: Incarnation,
-        expires: Instant,
-        counters: Arc<Counters>,
-    ) -> (Self, Driver) {
+    pub(crate) fn new(channel: Channel, standing: Standing, counters: Arc<Counters>) -> (Self, Driver) {
+        let incarnation = standing.callee.incarnation;
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             room: Semaphore::new(WRITE_QUEUE_BYTES_MAX),
@@ -104,10 +114,20 @@ impl Connection {
             batch: VecDeque::new(),
             gathering: false,
             idle: Duration::ZERO,
-            expires,
+            standing,
             wakers: Vec::new(),
         };
         (Connection { shared, incarnation }, driver)
+    }
+
+    /// Takes no new calls any more; those in flight are answered. The next call makes another connection.
+    pub(crate) fn retire(&self, why: &'static str) {
+        let driver = {
+            let mut state = self.shared.lock();
+            state.closing.get_or_insert(TransportError::Closed(why));
+            state.driver.take()
+        };
+        driver.into_iter().for_each(Waker::wake);
     }
 
     /// Returns whether new calls are taken.
@@ -177,12 +197,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let driver = {
-            let mut state = self.shared.lock();
-            state.closing.get_or_insert(TransportError::Closed("link dropped"));
-            state.driver.take()
-        };
-        driver.into_iter().for_each(Waker::wake);
+        self.retire("link dropped");
     }
 }
 
@@ -272,8 +287,7 @@ pub(crate) struct Driver {
     gathering: bool,
     /// How long there have been no calls.
     idle: Duration,
-    /// When the peer's certificate ends.
-    expires: Instant,
+    standing: Standing,
     wakers: Vec<Waker>,
 }
 
@@ -402,12 +416,16 @@ impl Driver {
             ticked?;
             // A ping that was pushed leaves at once.
             let _ = self.channel.poll_flush(cx)?;
-            let expired = Instant::now() >= self.expires;
+            let Standing { callee, certificate, allowed, expires } = &self.standing;
+            if let Err(why) = allowed(callee, certificate.as_ref()) {
+                return Err(TransportError::Identity(format!("{} is no longer allowed: {why}", callee.node)));
+            }
+            let expired = Instant::now() >= *expires;
             let mut state = self.shared.lock();
             let quiet = state.slots.used() == 0 && state.queue.is_empty();
             self.idle = if quiet { self.idle + PING_INTERVAL } else { Duration::ZERO };
             if expired {
-                state.closing.get_or_insert(TransportError::Closed("the peer's certificate has expired"));
+                state.closing.get_or_insert(TransportError::Closed("a certificate is about to end"));
             }
             if self.idle >= IDLE_MAX {
                 state.closing.get_or_insert(TransportError::Closed("idle"));

@@ -4,9 +4,9 @@
 //! reads the caller's name out of its certificate; a callee without certificate does not exist, a
 //! caller without one may only ask for admission.
 
-use crate::authority::{Fingerprint, NODE_VALIDITY_MAX, NodeCertificate, parse_certificates, valid_until_seconds};
+use crate::authority::{Fingerprint, NODE_VALIDITY_MAX, NodeCertificate, parse_certificates};
 use crate::call::Identity;
-use crate::channel::Channel;
+use crate::certificate::CertificateFacts;
 use crate::error::TransportError;
 use crate::name::NodeName;
 use plinth_protocol::{ClusterId, Incarnation, NodeId, Role};
@@ -28,6 +28,7 @@ const SCHEMES: [SignatureScheme; 1] = [SignatureScheme::ECDSA_NISTP256_SHA256];
 /// What one node shows to others and whom it trusts, ready for use.
 pub struct Credentials {
     identity: Identity,
+    valid_until_s: u64,
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
 }
@@ -52,8 +53,12 @@ impl Credentials {
             PrivateKeyDer::from_pem_slice(certificate.key_pem().as_bytes())
                 .map_err(|error| TransportError::Certificate(format!("private key: {error}")))
         };
-        let verifier =
-            NodeVerifier { trust: Trust::Roots(roots.clone()), cluster: Some(certificate.cluster()), any_node };
+        let verifier = NodeVerifier {
+            trust: Trust::Roots(roots.clone()),
+            cluster: Some(certificate.cluster()),
+            any_node,
+            role: None,
+        };
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -73,22 +78,28 @@ impl Credentials {
             roles: certificate.roles().to_vec(),
             incarnation,
         };
-        Ok(Credentials { identity, client: Arc::new(client), server: Arc::new(server) })
+        let valid_until_s = certificate.facts().valid_until_s;
+        Ok(Credentials { identity, valid_until_s, client: Arc::new(client), server: Arc::new(server) })
     }
 
     /// Returns who the node is.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
+
+    /// Returns for how long the node's own certificate is still valid.
+    pub(crate) fn lifetime(&self) -> Duration {
+        left_until(self.valid_until_s)
+    }
 }
 
-/// Returns the TLS side of a node that joins: it shows nothing and trusts the authority with this
-/// fingerprint, which came with the join token.
+/// Returns the TLS side of a node that joins: it shows nothing and trusts metadata nodes alone, under the
+/// authority with this fingerprint, which came with the join token.
 pub(crate) fn joining_config(
     authority: Fingerprint,
     cluster: Option<ClusterId>,
 ) -> Result<Arc<ClientConfig>, TransportError> {
-    let verifier = NodeVerifier { trust: Trust::Pinned(authority), cluster, any_node: true };
+    let verifier = NodeVerifier { trust: Trust::Pinned(authority), cluster, any_node: true, role: Some(Role::Meta) };
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -133,14 +144,34 @@ pub(crate) fn peer_name(chain: Option<&[CertificateDer<'_>]>) -> Result<Option<N
     chain.and_then(|chain| chain.first()).map(|leaf| NodeName::from_certificate(leaf)).transpose()
 }
 
-/// Returns for how long the peer's certificate is still valid.
-///
+/// Returns what else the peer's certificate says; `None` where it showed none.
+pub(crate) fn peer_facts(chain: Option<&[CertificateDer<'_>]>) -> Result<Option<CertificateFacts>, TransportError> {
+    chain.and_then(|chain| chain.first()).map(|leaf| CertificateFacts::from_der(leaf)).transpose()
+}
+
+/// Returns for how long a certificate is still valid.
+pub(crate) fn lifetime(certificate: &CertificateFacts) -> Duration {
+    left_until(certificate.valid_until_s)
+}
+
 /// The wall clock is read by rustls' own time provider, the one that verified the certificate.
-pub(crate) fn lifetime(channel: &Channel) -> Result<Duration, TransportError> {
-    let chain = channel.peer_certificates().unwrap_or_default();
-    let Some(leaf) = chain.first() else { return Ok(NODE_VALIDITY_MAX) };
+fn left_until(second: u64) -> Duration {
     let now = DefaultTimeProvider.current_time().map_or(0, |now| now.as_secs());
-    Ok(Duration::from_secs(valid_until_seconds(leaf)?.saturating_sub(now)).min(NODE_VALIDITY_MAX))
+    Duration::from_secs(second.saturating_sub(now)).min(NODE_VALIDITY_MAX)
+}
+
+/// Fails unless this authority signed the certificate, looked at in a second since 1970.
+pub(crate) fn verify_signed_by(
+    certificate: &CertificateDer<'_>,
+    authority: &CertificateDer<'_>,
+    second: u64,
+) -> Result<(), TransportError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone().into_owned())?;
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(second));
+    let parsed = ParsedCertificate::try_from(certificate)?;
+    let algorithms = provider().signature_verification_algorithms;
+    Ok(verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], at, algorithms.all)?)
 }
 
 #[derive(Debug)]
@@ -160,6 +191,9 @@ struct NodeVerifier {
     /// Whether node 0 stands for every node: for joining nodes and operators' tools, which know an
     /// address and no node ids. Everyone else insists on the node that was dialled.
     any_node: bool,
+    /// The role that the callee must have, where only one kind of node may answer: whoever admits a node
+    /// hands it keys and its map.
+    role: Option<Role>,
 }
 
 impl NodeVerifier {
@@ -195,6 +229,9 @@ impl ServerCertVerifier for NodeVerifier {
         let name = NodeName::from_certificate(end_entity).map_err(|_| CertificateError::BadEncoding)?;
         if self.cluster.is_some_and(|cluster| cluster != name.cluster) {
             return Err(rustls::Error::General(format!("peer belongs to cluster {}", name.cluster)));
+        }
+        if let Some(role) = self.role.filter(|role| !name.roles.contains(role)) {
+            return Err(rustls::Error::General(format!("peer is no {role} node")));
         }
         let any = self.any_node && *server_name == name_of(NodeId(0));
         if !any && *server_name != name_of(name.node) {

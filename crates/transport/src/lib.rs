@@ -19,6 +19,7 @@ pub mod authority;
 mod budget;
 mod call;
 mod caller;
+pub mod certificate;
 mod channel;
 mod counters;
 mod credentials;
@@ -39,6 +40,7 @@ pub use call::{
     BoxFuture, Call, DEADLINE_MAX, HEADER_BYTES_MAX, Identity, Link, PAYLOAD_BYTES_MAX, Peer, Reply, Request, Response,
     Service,
 };
+pub use certificate::CertificateFacts;
 pub use counters::{DURATION_BOUNDS_US, MethodSnapshot, PeerSnapshot, Snapshot};
 pub use credentials::{Credentials, provider as tls_provider};
 pub use error::TransportError;

@@ -9,20 +9,21 @@
 //! meant, so that a wrong address costs a try and nothing else.
 
 use crate::authority::Fingerprint;
-use crate::call::{BoxFuture, Call, DEADLINE_MAX, Link, Peer, Reply, Service, check_bounds};
-use crate::caller::{Connection, Driver, REQUEST_BYTES, WaitingBytes, decode_goodbye};
+use crate::call::{BoxFuture, Call, DEADLINE_MAX, Identity, Link, Peer, Reply, Service, check_bounds};
+use crate::caller::{Connection, Driver, REQUEST_BYTES, Standing, WaitingBytes, decode_goodbye};
 use crate::channel::Channel;
 use crate::counters::{Counters, PeerCounters, Snapshot};
-use crate::credentials::{Credentials, joining_config, lifetime, name_of, peer_name};
+use crate::credentials::{Credentials, joining_config, lifetime, name_of, peer_facts, peer_name};
 use crate::error::TransportError;
 use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
 use crate::local::serve_in_process;
+use crate::server::Allowed;
 use crate::session::Session;
 use plinth_protocol::pool::BufferPool;
 use plinth_protocol::wire::Wire;
 use plinth_protocol::{ClusterId, Failure, FailureKind, Incarnation, Method, NodeId};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -44,12 +45,16 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(1);
 pub const ADDRESSES_MAX: usize = 4;
 /// How long one address may be silent before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+/// A connection is replaced so long before one of its two certificates ends, or a quarter of what was left of the
+/// certificate where that is less: the callee, who counts on its own, cuts it off at the end.
+const REPLACE_BEFORE_END: Duration = Duration::from_secs(5);
 /// Times that one call looks for another connection when the one it chose closed before sending.
 const ATTEMPTS_MAX: usize = 3;
 
 /// The link of one node to all others, over TCP and mutual TLS 1.3.
 pub struct TlsLink {
     credentials: RwLock<Arc<Credentials>>,
+    allowed: RwLock<Allowed>,
     peers: RwLock<HashMap<NodeId, Arc<PeerLanes>>>,
     /// Where nodes may be found beside the address that a caller names, the newest first.
     book: RwLock<HashMap<NodeId, Vec<String>>>,
@@ -74,6 +79,8 @@ struct PeerLanes {
 struct LaneSlot {
     lane: Lane,
     state: Mutex<LaneState>,
+    /// Whether the credentials have changed since the connection in the making was begun.
+    is_outdated: AtomicBool,
     changed: Notify,
     /// Bytes of the calls that wait until the connection is made, each with its share beside the payload.
     waiting_bytes: AtomicUsize,
@@ -91,6 +98,7 @@ impl TlsLink {
     pub fn new(credentials: Arc<Credentials>) -> Self {
         TlsLink {
             credentials: RwLock::new(credentials),
+            allowed: RwLock::new(Arc::new(|_, _| Ok(()))),
             peers: RwLock::default(),
             book: RwLock::default(),
             own_address: None,
@@ -113,10 +121,19 @@ impl TlsLink {
         std::iter::once(&peer.address).chain(others).cloned().collect()
     }
 
-    /// Uses other credentials for connections made from now on: a renewed certificate, a changed set of
-    /// authorities. The node must be the same.
+    /// Uses other credentials from now on: a renewed certificate, a changed set of authorities. Calls in flight are
+    /// answered on the connections that carry them; the next call to each peer makes a new one. The node must be the
+    /// same.
     pub fn set_credentials(&self, credentials: Arc<Credentials>) {
         *self.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+        for lanes in self.peers.read().unwrap_or_else(PoisonError::into_inner).values() {
+            lanes.slots().for_each(|slot| slot.retire());
+        }
+    }
+
+    /// Asks this of each peer that answers, and every few seconds of those that are connected.
+    pub fn set_allowed(&self, allowed: Allowed) {
+        *self.allowed.write().unwrap_or_else(PoisonError::into_inner) = allowed;
     }
 
     /// Serves the node's calls to itself by `service`, without a socket and under the same rules.
@@ -234,9 +251,10 @@ impl TlsLink {
     fn connect(&self, peer: &Peer, slot: &Arc<LaneSlot>, attempts: u32) {
         let (peer, slot, addresses) = (peer.clone(), slot.clone(), self.addresses(peer));
         let (credentials, counters, pool) = (self.credentials(), self.counters.clone(), self.pool.clone());
+        let allowed = self.allowed.read().unwrap_or_else(PoisonError::into_inner).clone();
         tokio::spawn(async move {
             let mut guard = ConnectGuard { slot: &slot, attempts, outcome: None };
-            let dialled = dial_any(&peer, addresses, slot.lane, &credentials, counters.clone(), pool);
+            let dialled = dial_any(&peer, addresses, slot.lane, &credentials, allowed, counters.clone(), pool);
             let dialled = match tokio::time::timeout(CONNECT_MAX, dialled).await {
                 Ok(dialled) => dialled,
                 Err(_) => Err(TransportError::Silent("connecting took more than 5 s")),
@@ -290,6 +308,7 @@ impl PeerLanes {
             Arc::new(LaneSlot {
                 lane,
                 state: Mutex::new(LaneState::Idle),
+                is_outdated: AtomicBool::new(false),
                 changed: Notify::new(),
                 waiting_bytes: AtomicUsize::new(0),
             })
@@ -305,7 +324,11 @@ impl PeerLanes {
 
     /// Whether any of the connections is open.
     fn is_connected(&self) -> bool {
-        std::iter::once(&self.small).chain(&self.bulk).any(|slot| slot.open_connection(None).is_some())
+        self.slots().any(|slot| slot.open_connection(None).is_some())
+    }
+
+    fn slots(&self) -> impl Iterator<Item = &Arc<LaneSlot>> {
+        std::iter::once(&self.small).chain(&self.bulk)
     }
 
     /// Chooses the connection: disks' requests and large payloads take the bulk connection with the
@@ -371,7 +394,17 @@ impl LaneSlot {
             }
         };
         *state = LaneState::Connecting;
+        self.is_outdated.store(false, Relaxed);
         Look::Connect { attempts }
+    }
+
+    /// Has the next call make another connection, under the credentials of then.
+    fn retire(&self) {
+        match &*self.lock() {
+            LaneState::Ready(connection) => connection.retire("the node's certificate was renewed"),
+            LaneState::Connecting => self.is_outdated.store(true, Relaxed),
+            LaneState::Idle | LaneState::Backoff { .. } => {}
+        }
     }
 
     /// Counts a call among those that wait for the connection, until the guard is dropped.
@@ -405,13 +438,20 @@ struct ConnectGuard<'a> {
 impl Drop for ConnectGuard<'_> {
     fn drop(&mut self) {
         let dropped = || Err(Failure::new(FailureKind::Unavailable, "connecting was dropped"));
-        *self.slot.lock() = match self.outcome.take().unwrap_or_else(dropped) {
-            Ok(connection) => LaneState::Ready(Arc::new(connection)),
+        let mut state = self.slot.lock();
+        *state = match self.outcome.take().unwrap_or_else(dropped) {
+            Ok(connection) => {
+                if self.slot.is_outdated.load(Relaxed) {
+                    connection.retire("the node's certificate was renewed");
+                }
+                LaneState::Ready(Arc::new(connection))
+            }
             Err(failure) => {
                 let pause = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(16)).min(BACKOFF_MAX);
                 LaneState::Backoff { until: Instant::now() + pause, attempts: self.attempts + 1, failure }
             }
         };
+        drop(state);
         self.slot.changed.notify_waiters();
     }
 }
@@ -423,6 +463,7 @@ async fn dial_any(
     addresses: Vec<String>,
     lane: Lane,
     credentials: &Arc<Credentials>,
+    allowed: Allowed,
     counters: Arc<Counters>,
     pool: Arc<BufferPool>,
 ) -> Result<(Connection, Driver), TransportError> {
@@ -433,8 +474,8 @@ async fn dial_any(
     loop {
         if is_next_due && let Some((at, address)) = waiting.next() {
             let (peer, credentials) = (Peer { address, ..peer.clone() }, credentials.clone());
-            let (counters, pool) = (counters.clone(), pool.clone());
-            tries.spawn(async move { (at, dial(&peer, lane, &credentials, counters, pool).await) });
+            let (allowed, counters, pool) = (allowed.clone(), counters.clone(), pool.clone());
+            tries.spawn(async move { (at, dial(&peer, lane, &credentials, allowed, counters, pool).await) });
         }
         is_next_due = tokio::select! {
             tried = tries.join_next() => match tried {
@@ -461,6 +502,7 @@ async fn dial(
     peer: &Peer,
     lane: Lane,
     credentials: &Credentials,
+    allowed: Allowed,
     counters: Arc<Counters>,
     pool: Arc<BufferPool>,
 ) -> Result<(Connection, Driver), TransportError> {
@@ -476,16 +518,30 @@ async fn dial(
     let session = Session::client(credentials.client.clone(), name_of(peer.node))?;
     let (channel, answer) = greet(&peer.address, session, &hello, pool).await?;
     // The certificate was checked against the dialled node; here the words must fit the certificate.
-    let proved = peer_name(channel.peer_certificates())?.map(|name| name.node);
+    let name = peer_name(channel.peer_certificates())?;
+    let certificate = peer_facts(channel.peer_certificates())?;
+    let (Some(name), Some(facts)) = (name, &certificate) else {
+        return Err(TransportError::Identity("a node without certificate answered".to_string()));
+    };
     let any = peer.node == NodeId(0);
-    if answer.cluster != own.cluster || proved != Some(answer.node) || !(any || answer.node == peer.node) {
+    if answer.cluster != own.cluster || name.node != answer.node || !(any || answer.node == peer.node) {
         return Err(TransportError::Identity(format!("{} of cluster {} answered", answer.node, answer.cluster)));
+    }
+    if facts.incarnation.is_some_and(|proved| proved != answer.incarnation) {
+        let text = format!("{} says that it is {}, its certificate is of another", answer.node, answer.incarnation);
+        return Err(TransportError::Identity(text));
     }
     if peer.incarnation.is_some_and(|meant| meant != answer.incarnation) {
         return Err(TransportError::Identity(format!("incarnation {} answered", answer.incarnation)));
     }
-    let expires = Instant::now() + lifetime(&channel)?;
-    Ok(Connection::new(channel, answer.incarnation, expires, counters))
+    let callee =
+        Identity { cluster: answer.cluster, node: name.node, roles: name.roles, incarnation: answer.incarnation };
+    if let Err(why) = allowed(&callee, certificate.as_ref()) {
+        return Err(TransportError::Identity(format!("{} is not allowed: {why}", callee.node)));
+    }
+    let left = lifetime(facts).min(credentials.lifetime());
+    let expires = Instant::now() + left.saturating_sub(REPLACE_BEFORE_END.min(left / 4));
+    Ok(Connection::new(channel, Standing { callee, certificate, allowed, expires }, counters))
 }
 
 /// Connects, shakes hands and exchanges hellos.
@@ -537,8 +593,12 @@ pub async fn call_joining(
     let greeted = tokio::time::timeout_at(deadline, greet(address, session, &hello, BufferPool::new())).await;
     let (channel, answer) =
         greeted.map_err(|_| Failure::new(FailureKind::Unavailable, "deadline passed while connecting"))??;
-    let expires = Instant::now() + lifetime(&channel)?;
-    let (connection, driver) = Connection::new(channel, answer.incarnation, expires, Arc::default());
+    let certificate = peer_facts(channel.peer_certificates())?;
+    let callee =
+        Identity { cluster: answer.cluster, node: answer.node, roles: vec![], incarnation: answer.incarnation };
+    // As long as the call at most: only the handshake decides.
+    let standing = Standing { callee, certificate, allowed: Arc::new(|_, _| Ok(())), expires: deadline };
+    let (connection, driver) = Connection::new(channel, standing, Arc::default());
     let calling = connection.call(call, payload_bytes, deadline);
     tokio::select! {
         reply = calling => reply,

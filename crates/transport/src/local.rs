@@ -213,7 +213,14 @@ pub(crate) async fn serve_in_process(
 ) -> Result<Reply, Failure> {
     caller.check_role(call.method)?;
     let payload = join_aligned(call.payload);
-    let request = Request { caller: caller.clone(), method: call.method, header: call.header, payload, deadline };
+    let request = Request {
+        caller: caller.clone(),
+        certificate: None,
+        method: call.method,
+        header: call.header,
+        payload,
+        deadline,
+    };
     let response = within(deadline, service.serve(request)).await??;
     check_bounds(&response.header, &response.payload)
         .map_err(|failure| Failure::new(FailureKind::Internal, format!("reply: {}", failure.text)))?;

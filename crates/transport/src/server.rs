@@ -7,9 +7,10 @@
 
 use crate::budget::Budget;
 use crate::call::{Identity, Service};
+use crate::certificate::CertificateFacts;
 use crate::channel::Channel;
 use crate::counters::{Counters, Snapshot};
-use crate::credentials::{Credentials, lifetime, peer_name};
+use crate::credentials::{Credentials, lifetime, peer_facts, peer_name};
 use crate::error::TransportError;
 use crate::frame::{Bounds, FrameKind, HELLO_VERSION, Hello, Lane, OutFrame};
 use crate::gate::HandshakeGate;
@@ -42,8 +43,9 @@ pub const BYTES_IN_FLIGHT_MAX: usize = 128 << 20;
 /// Pause after a failed accept: no descriptors left, as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Decides whether a node may connect and stay connected: the deny-list of group 0.
-pub type Allowed = Arc<dyn Fn(&Identity) -> bool + Send + Sync>;
+/// Decides whether a peer may connect and stay connected, by what group 0 knows of it: the registry and the deny
+/// list. Says why not.
+pub type Allowed = Arc<dyn Fn(&Identity, Option<&CertificateFacts>) -> Result<(), String> + Send + Sync>;
 
 /// How a server serves.
 #[derive(Clone)]
@@ -60,7 +62,7 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// Returns a configuration that allows every node of the cluster.
     pub fn new(credentials: Arc<Credentials>) -> Self {
-        ServerConfig { credentials, allowed: Arc::new(|_| true), bytes_in_flight_max: BYTES_IN_FLIGHT_MAX }
+        ServerConfig { credentials, allowed: Arc::new(|_, _| Ok(())), bytes_in_flight_max: BYTES_IN_FLIGHT_MAX }
     }
 }
 
@@ -142,7 +144,13 @@ impl Server {
 
     /// Uses other credentials for connections accepted from now on. The node must be the same.
     pub fn set_credentials(&self, credentials: Arc<Credentials>) {
-        *self.house.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+        self.house.set_credentials(credentials);
+    }
+
+    /// Returns what does [`Server::set_credentials`], for whoever renews certificates.
+    pub fn credentials_setter(&self) -> Arc<dyn Fn(Arc<Credentials>) + Send + Sync> {
+        let house = self.house.clone();
+        Arc::new(move |credentials| house.set_credentials(credentials))
     }
 
     /// Stops listening, tells all callers, answers what is in flight for at most `grace`, then ends
@@ -194,6 +202,7 @@ async fn listen(listener: TcpListener, house: Arc<House>, mut stopped: watch::Re
 struct Guest {
     channel: Channel,
     caller: Identity,
+    certificate: Option<Arc<CertificateFacts>>,
     lane: Lane,
     expires: Instant,
     /// Held by connections without certificate.
@@ -201,6 +210,10 @@ struct Guest {
 }
 
 impl House {
+    fn set_credentials(&self, credentials: Arc<Credentials>) {
+        *self.credentials.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+    }
+
     fn lock_connections(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Shared>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -228,11 +241,12 @@ impl House {
     }
 
     async fn entertain(&self, guest: Guest) {
-        let Guest { channel, caller, lane, expires, stranger } = guest;
+        let Guest { channel, caller, certificate, lane, expires, stranger } = guest;
         let terms = Terms {
             service: self.service.clone(),
             allowed: self.allowed.clone(),
             caller,
+            certificate,
             lane,
             expires,
             budget: match lane {
@@ -260,6 +274,8 @@ impl House {
         let mut channel = Channel::new(socket, session, Bounds::STRANGER, self.pool.clone())?;
         channel.handshake().await?;
         let name = peer_name(channel.peer_certificates())?;
+        let certificate = peer_facts(channel.peer_certificates())?;
+        let proved = certificate.as_ref().and_then(|certificate| certificate.incarnation);
         let frame = channel.receive().await?;
         let hello = match frame.head.kind {
             FrameKind::Hello => Hello::decode(&frame.header).map_err(|error| refuse(format!("hello: {error}")))?,
@@ -271,6 +287,9 @@ impl House {
             }
             Some(name) if name.node != hello.node => {
                 Err(refuse(format!("certificate is {}'s, hello is {}'s", name.node, hello.node)))
+            }
+            Some(_) if proved.is_some_and(|proved| proved != hello.incarnation) => {
+                Err(refuse(format!("hello is of incarnation {}, the certificate of another", hello.incarnation)))
             }
             Some(name) => {
                 let Hello { cluster, node, incarnation, .. } = hello;
@@ -284,9 +303,9 @@ impl House {
                 Err(_) => Err(refuse("too many nodes join at once".to_string())),
             },
         });
-        let checked = checked.and_then(|(caller, stranger)| match (self.allowed)(&caller) {
-            true => Ok((caller, stranger)),
-            false => Err(refuse(format!("{} is not allowed", caller.node))),
+        let checked = checked.and_then(|(caller, stranger)| match (self.allowed)(&caller, certificate.as_ref()) {
+            Ok(()) => Ok((caller, stranger)),
+            Err(why) => Err(refuse(format!("{} is not allowed: {why}", caller.node))),
         });
         let (caller, stranger) = match checked {
             Ok(checked) => checked,
@@ -296,15 +315,13 @@ impl House {
                 return Err(error);
             }
         };
-        let life = match stranger {
-            Some(_) => STRANGER_LIFETIME_MAX,
-            None => lifetime(&channel)?,
-        };
+        let life = certificate.as_ref().map_or(STRANGER_LIFETIME_MAX, lifetime);
         if stranger.is_none() {
             channel.set_bounds(Bounds::NODE);
         }
         channel.send(OutFrame::hello(&answer_of(own, hello.lane))).await?;
-        Ok(Guest { channel, caller, lane: hello.lane, expires: Instant::now() + life, stranger })
+        let (certificate, expires) = (certificate.map(Arc::new), Instant::now() + life);
+        Ok(Guest { channel, caller, certificate, lane: hello.lane, expires, stranger })
     }
 }
 

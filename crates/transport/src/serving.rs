@@ -7,6 +7,7 @@
 
 use crate::budget::Budget;
 use crate::call::{Identity, Request, Response, Service, check_bounds};
+use crate::certificate::CertificateFacts;
 use crate::channel::Channel;
 use crate::counters::{Counters, PeerCounters};
 use crate::error::TransportError;
@@ -80,6 +81,8 @@ pub(crate) struct Terms {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) allowed: Allowed,
     pub(crate) caller: Identity,
+    /// What the caller showed, unless it joins.
+    pub(crate) certificate: Option<Arc<CertificateFacts>>,
     pub(crate) lane: Lane,
     /// When the caller's certificate ends.
     pub(crate) expires: Instant,
@@ -251,8 +254,8 @@ impl Serving {
             return Ok(());
         }
         let deadline = now + Duration::from_millis(u64::from(head.deadline_ms));
-        let caller = self.terms.caller.clone();
-        let mut work = self.terms.service.serve(Request { caller, method, header, payload, deadline });
+        let (caller, certificate) = (self.terms.caller.clone(), self.terms.certificate.clone());
+        let mut work = self.terms.service.serve(Request { caller, certificate, method, header, payload, deadline });
         // The first poll needs no waker: a future that is not ready is polled again by its own task.
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => self.answer(head.id, request, result),
@@ -357,8 +360,10 @@ impl Serving {
             ticked?;
             // A ping that was pushed leaves at once.
             let _ = self.channel.poll_flush(cx)?;
-            if !(self.terms.allowed)(&self.terms.caller) {
-                return Err(TransportError::Identity(format!("{} is no longer allowed", self.terms.caller.node)));
+            if let Err(why) = (self.terms.allowed)(&self.terms.caller, self.terms.certificate.as_deref()) {
+                let text = format!("{} is no longer allowed: {why}", self.terms.caller.node);
+                tracing::warn!(caller = %self.terms.caller.node, why, "a caller is put out");
+                return Err(TransportError::Identity(text));
             }
             if Instant::now() >= self.terms.expires {
                 return Err(TransportError::Identity("the caller's certificate has expired".to_string()));

@@ -97,6 +97,7 @@ fn certificate_of_another_cluster(authority: &Authority) -> NodeCertificate {
     let mut params = rcgen::CertificateParams::default();
     let name = format!("plinth://{}/gateway/n2", ClusterId(7));
     params.subject_alt_names = vec![rcgen::SanType::URI(name.try_into().unwrap())];
+    params.serial_number = Some(rcgen::SerialNumber::from_slice(&[7; 16]));
     params.extended_key_usages =
         vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth, rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     let leaf = params.signed_by(&key, &issuer).unwrap();
@@ -290,7 +291,10 @@ async fn denied_node_is_refused_and_put_out() {
     let denied = Arc::new(AtomicBool::new(true));
     let list = denied.clone();
     let mut config = ServerConfig::new(cluster.credentials(&identity(1, &[Role::Meta])));
-    config.allowed = Arc::new(move |caller| caller.node != NodeId(2) || !list.load(SeqCst));
+    config.allowed = Arc::new(move |caller, _| match caller.node != NodeId(2) || !list.load(SeqCst) {
+        true => Ok(()),
+        false => Err("denied by an operator".into()),
+    });
     let server = Server::bind("127.0.0.1:0", config, echo()).await.unwrap();
     let (peer, link) = (peer(1, &server), cluster.link(2));
     let failure = link.call(&peer, call(Method::Meta, "", vec![])).await.unwrap_err();

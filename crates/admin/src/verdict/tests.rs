@@ -25,6 +25,7 @@ fn node(id: u64, name: String, role: Role) -> NodeRecord {
         incarnation: Incarnation(1),
         state: State::Up,
         version: None,
+        public_key: None,
     }
 }
 
@@ -74,6 +75,8 @@ fn scene(storage: u64, k: u8, m: u8) -> Scene {
         name: "test".into(),
         voters,
         feature_level: 1,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     };
     let answers = map.nodes.iter().map(|node| (node.node, Ok(report(node.node)))).collect();
     let stat = ShardStat {

@@ -154,6 +154,7 @@ fn map_of(shape: &Shape) -> ClusterMap {
         state: State::Up,
         domain: format!("node{node}"),
         version: None,
+        public_key: None,
     };
     let width = shape.code.width();
     let mut pgs = Vec::new();
@@ -202,6 +203,8 @@ fn map_of(shape: &Shape) -> ClusterMap {
         name: "fake".into(),
         voters,
         feature_level: 1,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     }
 }
 

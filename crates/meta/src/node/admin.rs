@@ -35,7 +35,10 @@ pub(super) async fn handle(inner: &Arc<Inner>, request: AdminRequest) -> Result<
         | AdminRequest::AddDiskFolder(_)
         | AdminRequest::StopNode(_)
         | AdminRequest::StartNode(_)
-        | AdminRequest::Report(_) => Err(Failure::new(FailureKind::Invalid, "a voter does not serve this request")),
+        | AdminRequest::Report(_)
+        | AdminRequest::CertifyOperator(_) => {
+            Err(Failure::new(FailureKind::Invalid, "a voter does not serve this request"))
+        }
     }
 }
 

@@ -184,7 +184,7 @@ async fn found(inner: &Arc<Inner>) -> bool {
         return true;
     }
     let Some(founding) = inner.config.found.clone() else { return false };
-    match inner.command(GROUP_SYSTEM, Command::Found(founding), COMMAND_MAX).await {
+    match inner.command(GROUP_SYSTEM, Command::Found(Box::new(founding)), COMMAND_MAX).await {
         Ok(Outcome::Refused(refusal)) if refusal.kind != RefusalKind::AlreadyFounded => {
             tracing::error!(reason = refusal.text, "the cluster can't be founded");
             false

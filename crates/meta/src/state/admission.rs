@@ -7,7 +7,7 @@ use super::machine::serves;
 use plinth_protocol::map::{ClusterMap, DiskRecord, PlacementGroup};
 use plinth_protocol::meta::{
     ADDRESS_BYTES_MAX, ChangePlacement, Command, CompleteUpload, FINISHED_DELETES_MAX, FilledIn, FinishDeletes,
-    Founding, Mutation, RegisterNode, SetDiskState,
+    Founding, Mutation, OPERATOR_NAME_BYTES_MAX, RegisterNode, SetDiskState,
 };
 use plinth_protocol::object::{Body, PART_NUMBER_MAX, check_key};
 use plinth_protocol::stripe::Code;
@@ -83,6 +83,10 @@ fn check_command(command: &Command) -> Checked {
         Command::RegisterWriter(node) => check_count(node.0, "node"),
         Command::Found(founding) => check_founding(founding),
         Command::RegisterNode(register) => check_node(register),
+        Command::AdmitNode(admit) => check_node(&admit.register),
+        Command::RecordCertificate(row) => {
+            check_that(row.operator.as_ref().is_none_or(|name| name.len() <= OPERATOR_NAME_BYTES_MAX), "operator")
+        }
         Command::RegisterDisk(disk) => check_disk(disk),
         Command::SetDiskState(set) => check_report(set),
         Command::ChangePlacement(change) => check_placement(change),
@@ -109,7 +113,10 @@ fn check_command(command: &Command) -> Checked {
         | Command::CreateAccessKey(_)
         | Command::RevokeAccessKey(_)
         | Command::CreateJoinToken(_)
-        | Command::ConsumeJoinToken(_) => Ok(()),
+        | Command::ConsumeJoinToken(_)
+        | Command::RevokeJoinToken(_)
+        | Command::RevokeCertificate(_)
+        | Command::DenyNode(_) => Ok(()),
     }
 }
 

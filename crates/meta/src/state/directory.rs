@@ -6,15 +6,16 @@
 //! be repeated. Each of the three changes has a number from here, which goes with all its steps: a step that arrives
 //! when a later change has begun is refused, here and in the shards.
 
-use super::rows::{BucketName, BucketsByAccount, Kept};
+use super::rows::{BucketName, BucketsByAccount, Kept, NodeRow};
 use super::store::{Family, KeyRange, View};
 use super::work::{Decided, Work, decided, refusal, refuse};
 use super::{StateError, keys, rows};
-use plinth_protocol::BucketId;
 use plinth_protocol::meta::{
-    AccessKeyRow, BucketAttempt, ConsumeJoinToken, CreateBucket, JoinTokenRow, Outcome, RefusalKind,
+    AccessKeyRow, AdmitNode, BucketAttempt, ConsumeJoinToken, CreateBucket, JoinTokenRow, Outcome, RefusalKind,
+    UsedToken,
 };
 use plinth_protocol::object::{BucketRow, BucketState};
+use plinth_protocol::{BucketId, NodeId};
 
 /// Changes of buckets that one entry can number.
 const ATTEMPTS_PER_ENTRY: u64 = 1 << 16;
@@ -233,7 +234,16 @@ impl<V: View> Work<'_, V> {
             return Ok(refuse(RefusalKind::AlreadyExists, "the token exists"));
         }
         self.drop_expired_tokens()?;
-        self.put(Family::Registry, place, token);
+        self.put(Family::Registry, place, &JoinTokenRow { used: None, ..token.clone() });
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn revoke_join_token(&mut self, hash: &[u8; 32]) -> Result<Outcome, StateError> {
+        let place = keys::join_token(hash);
+        if self.get(Family::Registry, &place)?.is_none() {
+            return Ok(refuse(RefusalKind::InvalidToken, "there is no such token"));
+        }
+        self.batch.delete(Family::Registry, place);
         Ok(Outcome::Done)
     }
 
@@ -251,7 +261,7 @@ impl<V: View> Work<'_, V> {
     pub(super) fn consume_join_token(&mut self, consume: &ConsumeJoinToken) -> Result<Outcome, StateError> {
         let place = keys::join_token(&consume.hash);
         let token: Option<JoinTokenRow> = self.read(Family::Registry, &place)?;
-        let valid = token.filter(|token| token.expires > self.now);
+        let valid = token.filter(|token| token.expires > self.now && token.used.is_none());
         let Some(token) = valid else {
             return Ok(refuse(RefusalKind::InvalidToken, "the token is unknown, used or expired"));
         };
@@ -260,5 +270,35 @@ impl<V: View> Work<'_, V> {
         }
         self.batch.delete(Family::Registry, place);
         Ok(Outcome::Done)
+    }
+
+    /// Registers a node and uses up its token; a refusal leaves the token as it was. The node that the token has
+    /// admitted already gets its answer again.
+    pub(super) fn admit_node(&mut self, admit: &AdmitNode) -> Result<Outcome, StateError> {
+        let invalid = |text: &str| Ok(refuse(RefusalKind::InvalidToken, text));
+        let Some(public_key) = admit.register.public_key.filter(|_| admit.register.node.node == NodeId(0)) else {
+            return Ok(refuse(RefusalKind::Invalid, "a token admits a new node, with its key"));
+        };
+        let place = keys::join_token(&admit.token);
+        let token = self.read_kept::<JoinTokenRow>(Family::Registry, &place)?;
+        let Some(mut token) = token.filter(|token| token.record.expires > self.now) else {
+            return invalid("the token is unknown, withdrawn or expired");
+        };
+        if let Some(used) = &token.record.used {
+            let node: Option<NodeRow> = self.read(Family::Registry, &keys::node(used.node))?;
+            return match node.filter(|_| used.public_key == public_key) {
+                Some(row) => Ok(Outcome::Node(row.node)),
+                None => invalid("the token has admitted another node"),
+            };
+        }
+        if !admit.register.node.roles.iter().all(|role| token.record.roles.contains(role)) {
+            return invalid("the token is for other roles");
+        }
+        let outcome = self.register_node(&admit.register)?;
+        if let Outcome::Node(node) = &outcome {
+            token.record.used = Some(UsedToken { node: node.node, public_key });
+            self.batch.put(Family::Registry, place, token.encode());
+        }
+        Ok(outcome)
     }
 }

@@ -21,7 +21,7 @@
 //! | tokens       | kind 1 (1 request, 2 client token, 3 finished upload), id 16                      |
 //! | token-expiry | kind 1, expiry as hybrid time 8, id 16                                            |
 //! | state        | tag 1: 1 applied, 2 membership, 3 shard; 16 and a bucket id 8: open bucket; 17 likewise: closed bucket; 18 and the key of an upload: discarded upload; 19 and a bucket id 8: discarded bucket |
-//! | registry     | tag 1: 1 header; 2 node 8; 3 disk 16; 4 placement group 4; 5 shard 8; 6 voter 8; 7 writer 8; 8 bucket name; 9 bucket id 8; 10 access key id; 11 join token's hash 32; 20 account as an object key is written, 00 01, bucket name; 21 progress of 20 |
+//! | registry     | tag 1: 1 header; 2 node 8; 3 disk 16; 4 placement group 4; 5 shard 8; 6 voter 8; 7 writer 8; 8 bucket name; 9 bucket id 8; 10 access key id; 11 join token's hash 32; 12 certificate's serial number 16; 20 account as an object key is written, 00 01, bucket name; 21 progress of 20 |
 
 use super::store::{KeyRange, successor};
 use plinth_protocol::wire::WireError;
@@ -265,6 +265,8 @@ pub mod registry {
     pub const ACCESS_KEY: u8 = 10;
     /// Join tokens by hash.
     pub const JOIN_TOKEN: u8 = 11;
+    /// Certificates by serial number.
+    pub const CERTIFICATE: u8 = 12;
     /// Names of buckets by account.
     pub const BUCKET_OF_ACCOUNT: u8 = 20;
     /// How far [`BUCKET_OF_ACCOUNT`] is complete.
@@ -333,6 +335,10 @@ pub fn access_key(id: &str) -> Vec<u8> {
 /// Returns the key of a join token in the registry.
 pub fn join_token(hash: &[u8; 32]) -> Vec<u8> {
     tagged(registry::JOIN_TOKEN, hash)
+}
+/// Returns the key of a certificate in the registry.
+pub fn certificate(serial: u128) -> Vec<u8> {
+    tagged(registry::CERTIFICATE, &serial.to_be_bytes())
 }
 
 #[cfg(test)]

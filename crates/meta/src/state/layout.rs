@@ -204,6 +204,7 @@ mod tests {
             state: State::Up,
             domain: format!("s{id}"),
             version: None,
+            public_key: None,
         }
     }
 
@@ -234,6 +235,8 @@ mod tests {
             name: "test".into(),
             voters: vec![NodeId(1)],
             feature_level: 1,
+            denied_nodes: vec![],
+            revoked_certificates: vec![],
         };
         map.pgs = placement::plan(&map, code).unwrap().add;
         map

@@ -320,6 +320,11 @@ pub(super) fn serves(group: GroupId, command: &Command) -> bool {
         | Command::ActivateAttempt(_)
         | Command::BeginDeleteAttempt(_)
         | Command::ReopenBucket(_)
-        | Command::RemoveAttempt(_) => group == GROUP_SYSTEM,
+        | Command::RemoveAttempt(_)
+        | Command::AdmitNode(_)
+        | Command::RevokeJoinToken(_)
+        | Command::RecordCertificate(_)
+        | Command::RevokeCertificate(_)
+        | Command::DenyNode(_) => group == GROUP_SYSTEM,
     }
 }

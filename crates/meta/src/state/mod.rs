@@ -22,6 +22,7 @@ pub mod store;
 
 mod admission;
 mod buckets;
+mod certificates;
 mod directory;
 mod discards;
 mod error;

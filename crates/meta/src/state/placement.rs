@@ -336,6 +336,7 @@ mod tests {
             state: State::Up,
             domain: "n1".into(),
             version: None,
+            public_key: None,
         };
         let disk = |number: u128| DiskRecord {
             disk: DiskId(number),
@@ -359,6 +360,8 @@ mod tests {
             name: "one".into(),
             voters: vec![NodeId(1)],
             feature_level: 1,
+            denied_nodes: vec![],
+            revoked_certificates: vec![],
         };
         let plan = plan(&map, Code::new(1, 2)).unwrap();
         assert_eq!((plan.code, plan.add[0].code, plan.add[0].disks.len()), (None, Code::new(1, 2), 3));

@@ -6,11 +6,11 @@ use super::rows::{
 use super::store::{Cursor, Family, KeyRange, View};
 use super::{StateError, keys, listing};
 use bytes::Bytes;
-use plinth_protocol::map::ClusterMap;
+use plinth_protocol::map::{ClusterMap, NodeRecord};
 use plinth_protocol::meta::{
-    AccessKeyList, BucketUsage, BucketsPage, BucketsQuery, DueDelete, DuePage, DueQuery, FillInPage, FillInRow,
-    LIST_ENTRIES_MAX, ObjectQuery, ObjectView, PartsPage, PartsQuery, Query, RefusalKind, Reply, ShardStat,
-    UploadQuery, VoterList,
+    AccessKeyList, BucketUsage, BucketsPage, BucketsQuery, CertificateList, DueDelete, DuePage, DueQuery, FillInPage,
+    FillInRow, JoinTokenList, LIST_ENTRIES_MAX, ObjectQuery, ObjectView, PartsPage, PartsQuery, Query, RefusalKind,
+    Reply, ShardStat, UploadQuery, VoterList,
 };
 use plinth_protocol::object::{BucketRow, ObjectBody, ObjectRow, PartRow, UploadRow};
 use plinth_protocol::wire::{Wire, WireError, encode_varint};
@@ -61,7 +61,10 @@ fn of_system(query: &Query) -> bool {
         | Query::Buckets(_)
         | Query::AccessKey(_)
         | Query::AccessKeys
-        | Query::Voters => true,
+        | Query::Voters
+        | Query::JoinToken(_)
+        | Query::JoinTokens
+        | Query::Certificates => true,
         Query::Object(_)
         | Query::Parts(_)
         | Query::Upload(_)
@@ -105,6 +108,20 @@ fn answer_from<V: View>(view: &V, query: &Query) -> Answered {
         Query::Voters => {
             let voters = registered(view, keys::registry::VOTER)?;
             Ok(Reply::Voters(VoterList { voters }))
+        }
+        Query::JoinToken(hash) => {
+            let row = read(view, Family::Registry, &keys::join_token(hash))?;
+            Ok(row.map_or(Reply::Absent(RefusalKind::InvalidToken), Reply::JoinToken))
+        }
+        Query::JoinTokens => {
+            let tokens = registered(view, keys::registry::JOIN_TOKEN)?;
+            Ok(Reply::JoinTokens(JoinTokenList { tokens }))
+        }
+        Query::Certificates => {
+            let certificates = registered(view, keys::registry::CERTIFICATE)?;
+            let header: Option<MapHeader> = read(view, Family::Registry, &keys::header())?;
+            let revoked = header.map(|header| header.revoked).unwrap_or_default();
+            Ok(Reply::Certificates(CertificateList { certificates, revoked }))
         }
     }
 }
@@ -293,7 +310,7 @@ fn map<V: View>(view: &V, known: Option<Epoch>) -> Result<Option<Reply>, StateEr
     Ok(Some(Reply::Map(ClusterMap {
         cluster: header.cluster,
         epoch: header.epoch,
-        nodes: nodes.into_iter().map(|row| row.node).collect(),
+        nodes: nodes.into_iter().map(|row| NodeRecord { public_key: row.public_key, ..row.node }).collect(),
         disks: registered(view, keys::registry::DISK)?,
         pgs: registered(view, keys::registry::PG)?,
         shards,
@@ -302,6 +319,8 @@ fn map<V: View>(view: &V, known: Option<Epoch>) -> Result<Option<Reply>, StateEr
         name: header.name,
         voters: header.voters,
         feature_level: header.feature_level,
+        denied_nodes: header.denied,
+        revoked_certificates: header.revoked.into_iter().map(|revoked| revoked.serial).collect(),
     })))
 }
 

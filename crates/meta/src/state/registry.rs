@@ -31,7 +31,7 @@ fn is_address(text: &str) -> bool {
 }
 
 impl<V: View> Work<'_, V> {
-    fn header(&self) -> Decided<Kept<MapHeader>> {
+    pub(super) fn header(&self) -> Decided<Kept<MapHeader>> {
         let header = self.read_kept(Family::Registry, &keys::header())?;
         Ok(header.ok_or_else(not_founded))
     }
@@ -40,7 +40,7 @@ impl<V: View> Work<'_, V> {
         self.batch.put(Family::Registry, keys::header(), header.encode());
     }
 
-    fn bump_epoch(&mut self, mut header: Kept<MapHeader>) {
+    pub(super) fn bump_epoch(&mut self, mut header: Kept<MapHeader>) {
         header.record.epoch = Epoch(header.record.epoch.0.saturating_add(1));
         self.put_header(&header);
     }
@@ -51,7 +51,7 @@ impl<V: View> Work<'_, V> {
         rows.into_iter().map(|(_, row)| rows::decode(Family::Registry, &row)).collect()
     }
 
-    fn rewrite<T: Record + PartialEq>(&mut self, key: Vec<u8>, row: &Kept<T>) {
+    pub(super) fn rewrite<T: Record + PartialEq>(&mut self, key: Vec<u8>, row: &Kept<T>) {
         self.batch.put(Family::Registry, key, row.encode());
     }
 
@@ -71,10 +71,12 @@ impl<V: View> Work<'_, V> {
             feature_level: map.feature_level,
             next_node: NodeId(last.saturating_add(1)),
             next_writer: WriterId(1),
+            denied: map.denied_nodes.clone(),
+            revoked: Vec::new(),
         };
         self.put_header(&Kept::new(header));
         for node in &map.nodes {
-            let row = NodeRow { node: node.clone(), public_key: None };
+            let row = NodeRow { node: NodeRecord { public_key: None, ..node.clone() }, public_key: node.public_key };
             self.put(Family::Registry, keys::node(node.node), &row);
         }
         for disk in &map.disks {
@@ -127,7 +129,13 @@ impl<V: View> Work<'_, V> {
             return Ok(refuse(RefusalKind::Invalid, "all node ids have been handed out"));
         };
         header.record.next_node = NodeId(next);
-        let node = NodeRecord { node: id, incarnation: Incarnation(1), state: State::Up, ..register.node.clone() };
+        let node = NodeRecord {
+            node: id,
+            incarnation: Incarnation(1),
+            state: State::Up,
+            public_key: None,
+            ..register.node.clone()
+        };
         self.put(Family::Registry, keys::node(id), &NodeRow { node: node.clone(), public_key: register.public_key });
         self.bump_epoch(header);
         Ok(Outcome::Node(node))
@@ -145,7 +153,7 @@ impl<V: View> Work<'_, V> {
         // Draining is an operator's order and outlives a restart.
         let state = if known.state == State::Draining { State::Draining } else { State::Up };
         let incarnation = Incarnation(known.incarnation.0.saturating_add(1));
-        let node = NodeRecord { incarnation, state, ..register.node.clone() };
+        let node = NodeRecord { incarnation, state, public_key: None, ..register.node.clone() };
         row.record.node = node.clone();
         row.record.public_key = register.public_key.or(row.record.public_key);
         self.rewrite(keys::node(id), &row);

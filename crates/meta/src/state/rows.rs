@@ -16,7 +16,7 @@
 //! | tokens       | [`Remembered`]                                                 |
 //! | token-expiry | nothing: zero bytes                                            |
 //! | state        | 1 [`AppliedRow`], 2 the Raft membership as it was given (no version byte), 3 [`ShardRow`], 16 [`OpenBucketRow`], 17 [`ClosedBucketRow`], 18 [`DiscardedUpload`], 19 [`DiscardedBucket`] |
-//! | registry     | 1 [`MapHeader`], 2 [`NodeRow`], 3 `map::DiskRecord`, 4 `map::PlacementGroup`, 5 `map::ShardRecord`, 6 `meta::VoterRecord`, 7 [`WriterRow`], 8 `object::BucketRow`, 9 [`BucketName`], 10 `meta::AccessKeyRow`, 11 `meta::JoinTokenRow`, 20 [`BucketName`], 21 [`BucketsByAccount`] |
+//! | registry     | 1 [`MapHeader`], 2 [`NodeRow`], 3 `map::DiskRecord`, 4 `map::PlacementGroup`, 5 `map::ShardRecord`, 6 `meta::VoterRecord`, 7 [`WriterRow`], 8 `object::BucketRow`, 9 [`BucketName`], 10 `meta::AccessKeyRow`, 11 `meta::JoinTokenRow`, 12 `meta::CertificateRow`, 20 [`BucketName`], 21 [`BucketsByAccount`] |
 //!
 //! A row that is rewritten in place goes through [`Kept`], which carries the ignorable fields that
 //! this version does not know from the old bytes to the new ones. Rows that replace another row of
@@ -27,7 +27,7 @@ use super::machine::LogPosition;
 use super::store::Family;
 use bytes::Bytes;
 use plinth_protocol::map::NodeRecord;
-use plinth_protocol::meta::Outcome;
+use plinth_protocol::meta::{Outcome, RevokedCertificate};
 use plinth_protocol::record;
 use plinth_protocol::stripe::{Code, Owner, StripeRef};
 use plinth_protocol::wire::{Fields, Record, Wire, WireError, encode_varint};
@@ -153,12 +153,16 @@ record! {
         8 => next_node: NodeId,
         /// The id of the next writer.
         9 => next_writer: WriterId,
+        /// The deny list.
+        16 -> denied: Vec<NodeId>,
+        17 -> revoked: Vec<RevokedCertificate>,
     }
 }
 
 record! {
     /// A node, and what proves that it is the node.
     pub struct NodeRow {
+        /// The record without its public key, which stands here.
         1 => node: NodeRecord,
         /// SHA-256 of the public key in the node's certificate.
         2 => public_key: Option<[u8; 32]>,

@@ -194,6 +194,11 @@ impl<'a, V: View> Work<'a, V> {
             Command::BeginDeleteAttempt(bucket) => self.begin_delete_attempt(*bucket),
             Command::ReopenBucket(change) => self.reopen_bucket(change),
             Command::RemoveAttempt(change) => self.remove_attempt(change),
+            Command::AdmitNode(admit) => self.admit_node(admit),
+            Command::RevokeJoinToken(hash) => self.revoke_join_token(hash),
+            Command::RecordCertificate(certificate) => self.record_certificate(certificate),
+            Command::RevokeCertificate(serial) => self.revoke_certificate(*serial),
+            Command::DenyNode(deny) => self.deny_node(deny),
         }
     }
 

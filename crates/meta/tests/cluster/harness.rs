@@ -76,6 +76,7 @@ fn record(node: NodeId) -> NodeRecord {
         state: State::Up,
         domain: format!("meta{}", node.0),
         version: None,
+        public_key: None,
     }
 }
 
@@ -100,6 +101,8 @@ impl Cluster {
             name: "test".into(),
             voters,
             feature_level: 1,
+            denied_nodes: vec![],
+            revoked_certificates: vec![],
         };
         Cluster {
             network: LocalNetwork::new(),

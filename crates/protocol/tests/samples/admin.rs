@@ -60,6 +60,7 @@ fn join_reply() -> JoinReply {
         map: map(),
         wrapping_key: Some(Bytes::from_static(&[0x5a; 32]).into()),
         ca_private_key: Some(Bytes::from_static(b"-----BEGIN PRIVATE KEY-----").into()),
+        certificate_lifetime_s: Some(7_776_000),
     }
 }
 
@@ -108,6 +109,14 @@ fn lone_report() -> NodeReport {
     NodeReport { map: None, raft: None, voters: vec![], refused_by: vec![], reasons: vec![], ..report() }
 }
 
+fn bare_join_reply() -> JoinReply {
+    JoinReply { wrapping_key: None, ca_private_key: None, certificate_lifetime_s: None, ..join_reply() }
+}
+
+fn certify_operator() -> CertifyOperator {
+    CertifyOperator { name: "mai".into(), csr: "-----BEGIN CERTIFICATE REQUEST-----".into(), days: 365 }
+}
+
 pub fn samples(samples: &mut Samples) {
     samples.numbered(Role::ALL);
     samples.numbered(Method::ALL);
@@ -124,6 +133,7 @@ pub fn samples(samples: &mut Samples) {
         AdminRequest::ApplyLayout(layout_order()),
         AdminRequest::AddDiskFolder(disk_folder()),
         AdminRequest::Report(Epoch(42)),
+        AdminRequest::CertifyOperator(certify_operator()),
     ]);
     let condition = Some("no room for growth".into());
     samples.record([group(), lone_group(), RaftGroupStatus { condition, ..group() }]);
@@ -133,6 +143,7 @@ pub fn samples(samples: &mut Samples) {
         AdminReply::RaftStatus(status()),
         AdminReply::Layout(layout_outcome()),
         AdminReply::Report(Box::new(lone_report())),
+        AdminReply::Certificate("-----BEGIN".into()),
     ]);
     samples.record([sight(), VoterSight { heard_ms: None, refused: None, ..sight() }]);
     samples.record([reason()]);
@@ -140,6 +151,11 @@ pub fn samples(samples: &mut Samples) {
     samples.record([layout_order(), LayoutOrder { code: None, ..layout_order() }]);
     samples.record([layout_outcome()]);
     samples.record([disk_folder(), DiskFolder { create: false, ..disk_folder() }]);
+    samples.record([certify_operator()]);
+    let csr = Some("-----BEGIN CERTIFICATE REQUEST-----".to_string());
+    samples.record([CertifyRequest { csr }, CertifyRequest { csr: None }]);
+    let certificate = Some("-----BEGIN CERTIFICATE-----".to_string());
+    samples.record([CertifyReply { certificate }, CertifyReply { certificate: None }]);
     samples.record([join_request(), JoinRequest { roles: vec![], domain: None, ..join_request() }]);
-    samples.record([join_reply(), JoinReply { wrapping_key: None, ca_private_key: None, ..join_reply() }]);
+    samples.record([join_reply(), bare_join_reply()]);
 }

@@ -3,7 +3,7 @@
 use super::Samples;
 use super::fragment::{fragment, owner};
 use super::object::*;
-use super::registry::{DISK, access_key, disk, founding, join_token, node, pg, shard, voter};
+use super::registry::{DISK, access_key, certificate, disk, founding, join_token, node, pg, shard, voter};
 use bytes::Bytes;
 use plinth_protocol::map::State;
 use plinth_protocol::meta::*;
@@ -125,6 +125,10 @@ fn consume_join_token() -> ConsumeJoinToken {
     ConsumeJoinToken { hash: join_token().hash, roles: join_token().roles }
 }
 
+fn admit_node() -> AdmitNode {
+    AdmitNode { token: join_token().hash, register: register_node() }
+}
+
 fn shard_commands() -> Vec<Command> {
     vec![
         Command::PutObject(put_object()),
@@ -153,7 +157,7 @@ fn system_commands() -> Vec<Command> {
         Command::KeepBucket(BUCKET),
         Command::RemoveBucket(BUCKET),
         Command::RegisterWriter(NodeId(7)),
-        Command::Found(founding()),
+        Command::Found(Box::new(founding())),
         Command::RegisterNode(register_node()),
         Command::RegisterDisk(disk()),
         Command::AnnounceAddress(node_address()),
@@ -170,6 +174,11 @@ fn system_commands() -> Vec<Command> {
         Command::BeginDeleteAttempt(BUCKET),
         Command::ReopenBucket(bucket_attempt()),
         Command::RemoveAttempt(bucket_attempt()),
+        Command::AdmitNode(Box::new(admit_node())),
+        Command::RevokeJoinToken(join_token().hash),
+        Command::RecordCertificate(certificate()),
+        Command::RevokeCertificate(certificate().serial),
+        Command::DenyNode(DenyNode { node: NodeId(8), denied: true }),
     ]
 }
 
@@ -222,6 +231,8 @@ pub fn samples(samples: &mut Samples) {
     samples.record([change_placement(), bare]);
     samples.record([SetVoters { shard: shard() }]);
     samples.record([consume_join_token()]);
+    samples.record([admit_node()]);
+    samples.record([DenyNode { node: NodeId(8), denied: true }, DenyNode { node: NodeId(8), denied: false }]);
     samples.choice(shard_commands());
     samples.choice(system_commands());
     samples.record([token(), ClientToken { strict: false, ..token() }]);

@@ -4,7 +4,7 @@ use super::Samples;
 use super::commands::mutation;
 use super::fragment::{bare_stripe, owner, stripe};
 use super::object::*;
-use super::registry::{access_key, map, node, voter};
+use super::registry::{access_key, certificate, join_token, map, node, revoked, voter};
 use bytes::Bytes;
 use plinth_protocol::meta::*;
 use plinth_protocol::{Epoch, GROUP_SYSTEM, GroupId, WriterId};
@@ -72,6 +72,9 @@ fn queries() -> Vec<Query> {
         Query::AccessKey("PLEXAMPLE".into()),
         Query::AccessKeys,
         Query::Voters,
+        Query::JoinToken(join_token().hash),
+        Query::JoinTokens,
+        Query::Certificates,
     ]
 }
 
@@ -174,7 +177,14 @@ fn replies() -> Vec<Reply> {
         Reply::Voters(VoterList { voters: vec![voter()] }),
         Reply::Absent(RefusalKind::NoSuchBucket),
         Reply::Outcome(Outcome::Refused(refusal())),
+        Reply::JoinToken(join_token()),
+        Reply::JoinTokens(JoinTokenList { tokens: vec![join_token()] }),
+        Reply::Certificates(certificates()),
     ]
+}
+
+fn certificates() -> CertificateList {
+    CertificateList { certificates: vec![certificate()], revoked: vec![revoked()] }
 }
 
 fn query_samples(samples: &mut Samples) {
@@ -217,5 +227,7 @@ pub fn samples(samples: &mut Samples) {
     samples.record([buckets_page(), BucketsPage { buckets: vec![], more: false }]);
     samples.record([AccessKeyList { keys: vec![access_key()] }, AccessKeyList { keys: vec![] }]);
     samples.record([VoterList { voters: vec![voter()] }, VoterList { voters: vec![] }]);
+    samples.record([JoinTokenList { tokens: vec![join_token()] }, JoinTokenList { tokens: vec![] }]);
+    samples.record([certificates(), CertificateList { certificates: vec![], revoked: vec![] }]);
     samples.choice(replies());
 }

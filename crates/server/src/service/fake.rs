@@ -16,17 +16,22 @@ pub const ASKER: NodeId = NodeId(1);
 /// The metadata node.
 pub const VOTER: NodeId = NodeId(9);
 
-struct Voter<D> {
+struct Voter<D, A> {
     map: ClusterMap,
     decide: D,
+    answer: A,
 }
 
-impl<D: Fn(Command) -> Result<Outcome, Failure> + Send + Sync + 'static> Service for Voter<D> {
+impl<D, A> Service for Voter<D, A>
+where
+    D: Fn(Command) -> Result<Outcome, Failure> + Send + Sync + 'static,
+    A: Fn(Query) -> Result<Reply, Failure> + Send + Sync + 'static,
+{
     fn serve(&self, request: Request) -> BoxFuture<'static, Result<Response, Failure>> {
         let reply = match MetaRequest::decode(&request.header).unwrap() {
             MetaRequest::Mutate(mutation) => (self.decide)(mutation.command).map(Reply::Outcome),
             MetaRequest::Query(GroupQuery { query: Query::Map(_), .. }) => Ok(Reply::Map(self.map.clone())),
-            MetaRequest::Query(_) => Err(Failure::new(FailureKind::Invalid, "the fake knows the map alone")),
+            MetaRequest::Query(GroupQuery { query, .. }) => (self.answer)(query),
         };
         Box::pin(async move { Ok(Response { header: reply?.to_bytes(), payload: Vec::<Bytes>::new() }) })
     }
@@ -47,6 +52,7 @@ pub fn map(disks: Vec<DiskRecord>) -> ClusterMap {
         state: State::Up,
         domain: "m1".into(),
         version: None,
+        public_key: None,
     };
     ClusterMap {
         cluster: ClusterId(7),
@@ -60,6 +66,8 @@ pub fn map(disks: Vec<DiskRecord>) -> ClusterMap {
         name: "fake".into(),
         voters: vec![VOTER],
         feature_level: 1,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     }
 }
 
@@ -68,9 +76,18 @@ pub async fn client(
     disks: Vec<DiskRecord>,
     decide: impl Fn(Command) -> Result<Outcome, Failure> + Send + Sync + 'static,
 ) -> Client {
+    client_answering(disks, decide, |_| Err(Failure::new(FailureKind::Invalid, "the fake knows the map alone"))).await
+}
+
+/// As [`client`], with answers to queries other than the one for the map.
+pub async fn client_answering(
+    disks: Vec<DiskRecord>,
+    decide: impl Fn(Command) -> Result<Outcome, Failure> + Send + Sync + 'static,
+    answer: impl Fn(Query) -> Result<Reply, Failure> + Send + Sync + 'static,
+) -> Client {
     let map = map(disks);
     let network = LocalNetwork::new();
-    network.attach(identity(VOTER, Role::Meta), Arc::new(Voter { map, decide }));
+    network.attach(identity(VOTER, Role::Meta), Arc::new(Voter { map, decide, answer }));
     let link = Arc::new(network.link(identity(ASKER, Role::Storage)));
     Client::connect(client_config(ASKER, &["9@127.0.0.1:1".into()], None), link).await.unwrap()
 }

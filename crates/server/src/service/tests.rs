@@ -72,8 +72,7 @@ async fn no_storage_node_reads_lists_or_deletes_what_another_keeps() {
     let every_role = [Role::Gateway, Role::Meta, Role::Storage, Role::Admin].map(|role| vec![role]);
     for roles in every_role.into_iter().chain([vec![Role::Meta, Role::Storage], vec![Role::Gateway, Role::Storage]]) {
         for (action, gateway_may) in actions() {
-            let request =
-                StorageRequest { disk: DiskId(1), incarnation: Incarnation(1), class: IoClass::Read, action };
+            let request = StorageRequest { disk: DiskId(1), incarnation: Incarnation(1), class: IoClass::Read, action };
             let kind = rig.ask(&roles, Method::Storage, request.to_bytes()).await;
             // What is let through finds that the disk's part has not started here.
             let passes = gateway_may && roles.contains(&Role::Gateway);

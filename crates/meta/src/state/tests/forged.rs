@@ -113,6 +113,7 @@ fn forged_registry_never_stops_the_system_group() {
         state: State::Up,
         domain: String::new(),
         version: None,
+        public_key: None,
     };
     let mut system = Replica::new(MemoryStore::new(), GROUP_SYSTEM);
     let map = plinth_protocol::map::ClusterMap {
@@ -127,8 +128,10 @@ fn forged_registry_never_stops_the_system_group() {
         name: String::new(),
         voters: vec![],
         feature_level: u32::MAX,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     };
-    let found = system.mutation(Command::Found(Founding { map, keys: vec![] }));
+    let found = system.mutation(Command::Found(Box::new(Founding { map, keys: vec![] })));
     assert_eq!(check(GROUP_SYSTEM, &found).unwrap_err().kind, FailureKind::Invalid);
     assert_eq!(system.apply_one(found), Outcome::Done);
     let register = |id| Command::RegisterNode(RegisterNode { node: node(id), public_key: None });

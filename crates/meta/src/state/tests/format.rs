@@ -164,6 +164,7 @@ fn full_node() -> NodeRecord {
         state: State::Up,
         domain: "rack".into(),
         version: Some("0.1".into()),
+        public_key: None,
     }
 }
 
@@ -200,6 +201,18 @@ fn full_access_key() -> AccessKeyRow {
     }
 }
 
+fn full_certificate() -> CertificateRow {
+    CertificateRow {
+        serial: 6,
+        node: NodeId(1),
+        roles: vec![Role::Meta],
+        valid_from_s: 7,
+        valid_until_s: 8,
+        public_key: [4; 32],
+        operator: Some("o".into()),
+    }
+}
+
 fn full_founding() -> Founding {
     let map = ClusterMap {
         cluster: ClusterId(1),
@@ -213,6 +226,8 @@ fn full_founding() -> Founding {
         name: "c".into(),
         voters: vec![NodeId(1)],
         feature_level: 1,
+        denied_nodes: vec![NodeId(2)],
+        revoked_certificates: vec![6],
     };
     Founding { map, keys: vec![full_access_key()] }
 }
@@ -230,6 +245,8 @@ fn registry_rows_are_those_of_the_golden_file() {
         feature_level: 1,
         next_node: NodeId(3),
         next_writer: WriterId(4),
+        denied: vec![NodeId(2)],
+        revoked: vec![RevokedCertificate { serial: 6, valid_until_s: 7 }],
     };
     let bucket = BucketRow {
         bucket: BUCKET,
@@ -242,7 +259,9 @@ fn registry_rows_are_those_of_the_golden_file() {
         reopening: false,
     };
     let numbered = BucketRow { attempt: Some(3 << 16 | 1), reopening: true, ..bucket.clone() };
-    let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta] };
+    let used = Some(UsedToken { node: NodeId(1), public_key: [4; 32] });
+    let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta], used: None };
+    let used_token = JoinTokenRow { used, ..token.clone() };
     assert_golden(
         "meta_registry_rows.hex",
         &[
@@ -259,6 +278,8 @@ fn registry_rows_are_those_of_the_golden_file() {
             ("access-key", rows::encode(&full_access_key())),
             ("join-token", rows::encode(&token)),
             ("buckets-by-account", rows::encode(&BucketsByAccount { through: Some("photos".into()), complete: true })),
+            ("used-join-token", rows::encode(&used_token)),
+            ("certificate", rows::encode(&full_certificate())),
         ],
     );
 }
@@ -340,7 +361,7 @@ fn system_commands_are_those_of_the_golden_file() {
     };
     let disk_state =
         SetDiskState { disk: DiskId(9), state: Some(State::Up), used_bytes: Some(5), quarantined: Some(3) };
-    let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta] };
+    let token = JoinTokenRow { hash: [7; 32], expires: HybridTime(5), roles: vec![Role::Meta], used: None };
     let register = RegisterNode { node: full_node(), public_key: Some([4; 32]) };
     let voter = VoterRecord { node: NodeId(1), log: 2, boot: 3, floor: 4 };
     assert_golden(
@@ -357,8 +378,8 @@ fn system_commands_are_those_of_the_golden_file() {
             line("keep-bucket", &Command::KeepBucket(bucket)),
             line("remove-bucket", &Command::RemoveBucket(bucket)),
             line("register-writer", &Command::RegisterWriter(NodeId(1))),
-            line("found", &Command::Found(full_founding())),
-            line("register-node", &Command::RegisterNode(register)),
+            line("found", &Command::Found(Box::new(full_founding()))),
+            line("register-node", &Command::RegisterNode(register.clone())),
             line("register-disk", &Command::RegisterDisk(full_disk())),
             line(
                 "announce-address",
@@ -376,6 +397,11 @@ fn system_commands_are_those_of_the_golden_file() {
                 &Command::ConsumeJoinToken(ConsumeJoinToken { hash: [7; 32], roles: vec![Role::Meta] }),
             ),
             line("record-voter", &Command::RecordVoter(voter)),
+            line("admit-node", &Command::AdmitNode(Box::new(AdmitNode { token: [7; 32], register: register.clone() }))),
+            line("revoke-join-token", &Command::RevokeJoinToken([7; 32])),
+            line("record-certificate", &Command::RecordCertificate(full_certificate())),
+            line("revoke-certificate", &Command::RevokeCertificate(6)),
+            line("deny-node", &Command::DenyNode(DenyNode { node: NodeId(2), denied: true })),
         ],
     );
 }

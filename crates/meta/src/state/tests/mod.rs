@@ -1,5 +1,6 @@
 //! Tests of the machine as a whole: commands in, outcomes, rows and replies out.
 
+mod admission;
 mod bench;
 mod buckets;
 mod differential;

@@ -5,7 +5,7 @@ use crate::state::store::Batch;
 use crate::state::{keys, placement};
 use plinth_protocol::map::*;
 
-fn node(id: u64, name: &str) -> NodeRecord {
+pub fn node(id: u64, name: &str) -> NodeRecord {
     NodeRecord {
         node: NodeId(id),
         name: name.into(),
@@ -15,6 +15,7 @@ fn node(id: u64, name: &str) -> NodeRecord {
         state: State::Up,
         domain: name.into(),
         version: None,
+        public_key: None,
     }
 }
 
@@ -31,7 +32,7 @@ fn disk(id: u128, node: u64) -> DiskRecord {
     }
 }
 
-fn founding() -> Founding {
+pub fn founding() -> Founding {
     let map = ClusterMap {
         cluster: ClusterId(1),
         epoch: Epoch(1),
@@ -48,6 +49,8 @@ fn founding() -> Founding {
         name: "test".into(),
         voters: vec![NodeId(1)],
         feature_level: 1,
+        denied_nodes: vec![],
+        revoked_certificates: vec![],
     };
     Founding { map, keys: vec![access_key("first")] }
 }
@@ -62,13 +65,13 @@ fn access_key(id: &str) -> AccessKeyRow {
     }
 }
 
-fn system() -> Replica<MemoryStore> {
+pub fn system() -> Replica<MemoryStore> {
     let mut system = Replica::new(MemoryStore::new(), GROUP_SYSTEM);
-    assert_eq!(system.run(Command::Found(founding())), Outcome::Done);
+    assert_eq!(system.run(Command::Found(Box::new(founding()))), Outcome::Done);
     system
 }
 
-fn map(system: &Replica<MemoryStore>) -> ClusterMap {
+pub fn map(system: &Replica<MemoryStore>) -> ClusterMap {
     match system.query(Query::Map(None)) {
         Reply::Map(map) => map,
         other => panic!("{other:?}"),
@@ -76,7 +79,7 @@ fn map(system: &Replica<MemoryStore>) -> ClusterMap {
 }
 
 /// Runs a command and tells by how much it moved the map's epoch.
-fn moved(system: &mut Replica<MemoryStore>, command: Command) -> (Outcome, u64) {
+pub fn moved(system: &mut Replica<MemoryStore>, command: Command) -> (Outcome, u64) {
     let before = map(system).epoch.0;
     let outcome = system.run(command);
     (outcome, map(system).epoch.0 - before)
@@ -87,10 +90,10 @@ fn founding_happens_once() {
     let mut system = Replica::new(MemoryStore::new(), GROUP_SYSTEM);
     assert!(system.machine.query(&Query::Map(None)).is_err());
     assert_refused(system.run(Command::RegisterWriter(NodeId(1))), RefusalKind::Invalid);
-    system.run(Command::Found(founding()));
+    system.run(Command::Found(Box::new(founding())));
     assert_eq!(map(&system), founding().map);
     assert_eq!(system.query(Query::Map(Some(Epoch(1)))), Reply::MapUnchanged);
-    assert_refused(system.run(Command::Found(founding())), RefusalKind::AlreadyFounded);
+    assert_refused(system.run(Command::Found(Box::new(founding()))), RefusalKind::AlreadyFounded);
     assert!(matches!(system.query(Query::AccessKey("first".into())), Reply::AccessKey(_)));
 }
 
@@ -402,6 +405,7 @@ fn join_tokens_work_once_before_their_expiry_for_their_roles() {
         hash: [hash; 32],
         expires: HybridTime::from_millis(ms),
         roles: vec![Role::Storage, Role::Meta],
+        used: None,
     };
     let consume = |hash: u8, role| Command::ConsumeJoinToken(ConsumeJoinToken { hash: [hash; 32], roles: vec![role] });
     let (now, later) = (system.now_ms, system.now_ms + 60_000);
