@@ -3,9 +3,10 @@
 import hashlib
 import json
 import time
+import urllib.request
 
 import wire
-from cluster import Cluster, ClusterError
+from cluster import Cluster, ClusterError, url_of
 from suite import Server
 from test_operator import OfOurOwn
 
@@ -134,3 +135,46 @@ class Logs(OfOurOwn):
                 self.assertLess(len(told), 40, f"{node.name}: {json.dumps(told[:50], indent=1)}")
                 for line in told:
                     self.assertNotRegex(json.dumps(line), r"Some\(n[0-9]+\)")
+
+
+class Full(OfOurOwn):
+    client = "full disks"
+
+    def test_a_disk_is_told_of_before_it_takes_no_more(self):
+        # Sixteen segments, five of which are kept free: writes stop at two thirds.
+        with Cluster(Server.plinth, meta=1, storage=1, gateway=1, options=["--capacity-mib", 1024]) as cluster:
+            s3 = wire.S3(cluster.endpoint, cluster.access_key, cluster.secret_key)
+            s3.make_bucket("full")
+            disk = cluster.command("disk", "list")["items"][0]
+            stop, size = disk["write_stop_bytes"], disk["size_bytes"]
+            self.assertLess(stop, size * 70 // 100, disk)
+            written, block = 0, bytes(8 << 20)
+            while written < stop - size * 4 // 100:
+                s3.put("full", f"k{written}", block)
+                written += len(block)
+            self.wait_for(cluster, "D203")
+            with self.assertRaises(wire.Refused) as refused:
+                while written < size:
+                    s3.put("full", f"k{written}", block)
+                    written += len(block)
+            self.assertEqual(refused.exception.status, 507)
+            self.assertLess(abs(written - stop), size * 4 // 100, "where it was said to stop")
+            reason = self.wait_for(cluster, "D204")
+            self.assertIn("writes stop at", reason["text"])
+            self.assertIn("D204", [line.split('"')[1] for line in self.failing(cluster)])
+
+    def wait_for(self, cluster, code):
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while True:
+            reasons = cluster.command("status")["reasons"]
+            found = [reason for reason in reasons if reason["code"] == code]
+            if found:
+                return found[0]
+            self.assertLess(time.monotonic(), deadline, f"no {code}: {reasons}")
+            time.sleep(0.5)
+
+    def failing(self, cluster):
+        """The checks that the leader's metrics show as failing."""
+        with urllib.request.urlopen(url_of(cluster.node("m1").health) + "/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return [line for line in lines if line.startswith("plinth_health_check") and line.endswith(" 1")]

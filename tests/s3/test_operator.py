@@ -232,7 +232,7 @@ class Commands(OfOurOwn):
                     content = answer.read().decode()
             self.assertIn("plinth_build_info", content, node.name)
             names = [line.split()[2] for line in content.splitlines() if line.startswith("# TYPE")]
-            self.assertTrue(all(name.startswith("plinth_") for name in names), names)
+            self.assertTrue(all(name.startswith(("plinth_", "process_")) for name in names), names)
 
 
 def metric_lines(text):
@@ -251,11 +251,11 @@ class Metrics(OfOurOwn):
         "meta": """raft_groups raft_leader_changes_total raft_failed_proposals_total raft_commit_duration_seconds
             meta_database_bytes meta_free_bytes""".split(),
         "storage": """journal_sync_duration_seconds journal_batch_records disk_state disk_size_bytes disk_used_bytes
-            disk_operation_duration_seconds disk_errors_total""".split(),
+            disk_operation_duration_seconds disk_errors_total disk_info disk_write_stop_bytes""".split(),
     }
     # There once something has been asked.
     OF_THE_GATEWAY_IN_USE = "s3_requests_total s3_request_duration_seconds s3_first_byte_seconds".split()
-    OF_THE_LEADER = """raft_peer_lag_seconds node_state pool_usable_bytes pool_used_bytes fill_in_fragments
+    OF_THE_LEADER = """raft_peer_lag_seconds cluster_health node_state pool_usable_bytes pool_used_bytes fill_in_fragments
         gc_pending_stripes bucket_objects bucket_bytes""".split()
 
     def page(self, node):
@@ -272,7 +272,7 @@ class Metrics(OfOurOwn):
             missing = {f"plinth_{name}" for name in wanted} - names.keys()
             self.assertEqual(missing, set(), node.name)
             for name, kind in names.items():
-                self.assertTrue(name.startswith("plinth_"), name)
+                self.assertTrue(name.startswith(("plinth_", "process_")), name)
                 self.assertEqual(name.endswith("_total"), kind == "counter", f"{name} is a {kind}")
 
     def test_the_leader_exports_the_whole_cluster(self):
@@ -286,6 +286,13 @@ class Metrics(OfOurOwn):
             found = [sorted(wanted - metric_lines(page).keys()) for page in pages]
             self.assertLess(time.monotonic(), deadline, f"missing: {found}")
             time.sleep(0.2)
+        # Every code that `status` may show can be alerted on before it has been seen.
+        for code in "M101 M102 M103 M104 M105 M106 M107 N201 D201 D202 D203 D204 R301 L401 G501 S203".split():
+            self.assertRegex(leading[0], f'plinth_health_check{{code="{code}",severity="(warning|critical)"}} [01]')
+        self.assertIn('plinth_cluster_health{state="ok"} 1', leading[0])
+        self.assertIn("process_resident_memory_bytes ", leading[0])
+        storage = self.page(Server.cluster.node("s1"))
+        self.assertIn('plinth_disk_state{disk="s1/d0",state="up"} 1', storage)
         up = [line for line in leading[0].splitlines() if line.startswith("plinth_node_state") and line.endswith(" 1")]
         self.assertEqual(len(up), len(Server.cluster.nodes), up)
 

@@ -3,6 +3,7 @@
 //! One place computes how many voters take part, how many more may be lost, whether reads, writes and service go on,
 //! what would stop with each node, and why. `status`, `node list`, `/health/ready` and the metrics all show its results.
 
+use crate::report::bytes_text;
 use crate::view::state_text;
 use plinth_protocol::map::{ClusterMap, DiskRecord, NodeRecord, PlacementGroup, State};
 use plinth_protocol::meta::{NodeReport, RaftGroupStatus, ShardStat, VoterSight};
@@ -11,10 +12,31 @@ use plinth_protocol::{GROUP_SYSTEM, GroupId, NodeId, Role};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Share of a disk's bytes at which writes stop, in percent (design, section 4).
-pub const WRITE_STOP_PERCENT: u64 = 85;
-/// Share of a disk's bytes, in percent, from which on `status` warns of the write stop.
-const WRITE_STOP_NEAR_PERCENT: u64 = 80;
+/// Share of a disk's bytes before its write stop, in percent, in which `status` warns of it.
+const WRITE_STOP_NEAR_PERCENT: u64 = 5;
+/// Every code that a verdict may hold, with the severities that it may have: what metrics export, so that each can be
+/// alerted on before it has ever been seen. Codes of nodes' own reasons are among them.
+pub const CODES: &[(&str, &[&str])] = &[
+    ("D201", &["WARN"]),
+    ("D202", &["CRITICAL"]),
+    ("D203", &["WARN"]),
+    ("D204", &["CRITICAL"]),
+    ("G501", &["CRITICAL"]),
+    ("L401", &["CRITICAL"]),
+    ("M101", &["CRITICAL"]),
+    ("M102", &["WARN", "CRITICAL"]),
+    ("M103", &["CRITICAL"]),
+    ("M104", &["WARN"]),
+    ("M105", &["WARN"]),
+    ("M106", &["CRITICAL"]),
+    ("M107", &["WARN"]),
+    ("M108", &["WARN"]),
+    ("M109", &["WARN"]),
+    ("M110", &["WARN"]),
+    ("N201", &["WARN"]),
+    ("R301", &["WARN"]),
+    ("S203", &["CRITICAL"]),
+];
 /// A voter that its leader has not heard for longer, in milliseconds, does not take part. Heartbeats come every 250.
 const HEARD_MS_MAX: u64 = 2_500;
 
@@ -639,7 +661,28 @@ pub fn full_percent(disk: &DiskRecord) -> u64 {
 }
 
 fn is_full(disk: &DiskRecord) -> bool {
-    full_percent(disk) >= WRITE_STOP_PERCENT
+    disk.used_bytes.unwrap_or(0) >= disk.write_stop()
+}
+
+/// Tells a disk that takes no new objects, or soon will not. The stop is a disk's own: one of few segments keeps some
+/// of them free, so that it can still be compacted, and stops long before it looks full.
+fn full_reason(disk: &DiskRecord) -> Option<(bool, String)> {
+    let (used, stop) = (disk.used_bytes.unwrap_or(0), disk.write_stop());
+    let near = stop.saturating_sub(disk.size_bytes / 100 * WRITE_STOP_NEAR_PERCENT);
+    if used < near || disk.size_bytes == 0 {
+        return None;
+    }
+    let percent = full_percent(disk);
+    let figures = format!(
+        "its objects take {} of {} ({percent} %), writes stop at {}",
+        bytes_text(used),
+        bytes_text(disk.size_bytes),
+        bytes_text(stop)
+    );
+    match used >= stop {
+        true => Some((true, format!("disk {} takes no new objects: {figures}", disk.name))),
+        false => Some((false, format!("disk {} is near its write stop: {figures}", disk.name))),
+    }
 }
 
 /// Disks that don't serve although their node does, and disks that are full or nearly so.
@@ -663,17 +706,11 @@ fn disk_reasons(collected: &Collected<'_>, found: &mut Found) {
                 };
                 found.warn("D201", text, next);
             }
-        } else if collected.disk_serves(disk) && disk.size_bytes > 0 {
-            let (percent, next) = (full_percent(disk), collected.command("disk list"));
-            if percent >= WRITE_STOP_PERCENT {
-                let text = format!("disk {} is {percent} % full: it takes no new objects", disk.name);
-                found.critical("D204", text, next, Stops::Nothing);
-            } else if percent >= WRITE_STOP_NEAR_PERCENT {
-                let text = format!(
-                    "disk {} is {percent} % full; from {WRITE_STOP_PERCENT} % on it takes no new objects",
-                    disk.name
-                );
-                found.warn("D203", text, next);
+        } else if let Some((is_full, text)) = full_reason(disk).filter(|_| collected.disk_serves(disk)) {
+            let next = "add a disk (plinth disk add) or delete objects".to_string();
+            match is_full {
+                true => found.critical("D204", text, next, Stops::Nothing),
+                false => found.warn("D203", text, next),
             }
         }
     }

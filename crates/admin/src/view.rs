@@ -1,8 +1,8 @@
 //! What operators are shown: pure functions from the map and the counters to views.
 
 use crate::report::{Report, bytes_text};
+pub use crate::verdict::Reason;
 use crate::verdict::{self, Collected, StopAnswer};
-pub use crate::verdict::{Reason, WRITE_STOP_PERCENT};
 use plinth_protocol::Role;
 use plinth_protocol::map::{ClusterMap, DiskRecord, NodeRecord, State};
 use plinth_protocol::meta::{LayoutOutcome, ShardStat};
@@ -78,7 +78,7 @@ pub fn status(collected: &Collected<'_>) -> StatusView {
     let storage: Vec<&NodeRecord> = map.nodes.iter().filter(|node| node.roles.contains(&Role::Storage)).collect();
     let serving: Vec<&DiskRecord> = map.disks.iter().filter(|disk| collected.disk_serves(disk)).collect();
     let sum = |values: &mut dyn Iterator<Item = u64>| values.fold(0, u64::saturating_add);
-    let raw = sum(&mut serving.iter().map(|disk| disk.size_bytes));
+    let to_the_stop = sum(&mut serving.iter().map(|disk| disk.write_stop()));
     let total = |of: fn(&ShardStat) -> u64| shards.iter().map(of).fold(0, u64::saturating_add);
     StatusView {
         cluster: map.name.clone(),
@@ -102,7 +102,7 @@ pub fn status(collected: &Collected<'_>) -> StatusView {
         disks: map.disks.len(),
         code: map.code.to_string(),
         owed_stripes: total(|shard| shard.fill_ins),
-        usable_bytes: raw / map.code.width() as u64 * u64::from(map.code.k) / 100 * WRITE_STOP_PERCENT,
+        usable_bytes: to_the_stop / map.code.width() as u64 * u64::from(map.code.k),
         used_bytes: sum(&mut map.disks.iter().map(|disk| disk.used_bytes.unwrap_or(0))),
         objects: total(|shard| shard.objects),
         object_bytes: total(|shard| shard.object_bytes),
@@ -159,7 +159,7 @@ impl StatusView {
         ));
         text.push_str(&format!("REDUNDANCY {} stripes owe fragments\n", self.owed_stripes));
         text.push_str(&format!(
-            "CAPACITY   usable {} (to the {WRITE_STOP_PERCENT} % write stop)   on disks {} with parity   objects {} in {} ({:.1} %)\n",
+            "CAPACITY   usable {} (to the write stop)   on disks {} with parity   objects {} in {} ({:.1} %)\n",
             bytes_text(self.usable_bytes),
             bytes_text(self.used_bytes),
             self.objects,
@@ -282,6 +282,8 @@ pub struct DiskView {
     pub used_bytes: Option<u64>,
     /// Damaged fragments and other damage kept aside, as last reported.
     pub quarantined: Option<u64>,
+    /// Used bytes from which on it takes no new objects.
+    pub write_stop_bytes: u64,
     /// Open placement groups that it is a member of.
     pub groups: usize,
 }
@@ -302,6 +304,7 @@ pub fn disks(collected: &Collected<'_>) -> Vec<DiskView> {
                 size_bytes: disk.size_bytes,
                 used_bytes: disk.used_bytes,
                 quarantined: disk.quarantined,
+                write_stop_bytes: disk.write_stop(),
                 groups: map.pgs.iter().filter(|pg| !pg.closed && pg.disks.contains(&disk.disk)).count(),
             }
         })

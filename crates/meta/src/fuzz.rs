@@ -180,6 +180,7 @@ fn disk(disk: DiskId) -> DiskRecord {
         size_bytes: 1 << 40,
         used_bytes: None,
         quarantined: None,
+        write_stop_bytes: None,
     }
 }
 

@@ -72,6 +72,7 @@ pub fn storage_report(data: &[u8]) {
             size_bytes: stat.size_bytes,
             used_bytes: Some(stat.used_bytes),
             quarantined: None,
+            write_stop_bytes: stat.write_stop_bytes,
         };
         let _ = (disk.misleads(0, stat.quarantined), disk.misleads(u64::MAX, 0));
     }

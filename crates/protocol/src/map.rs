@@ -55,6 +55,9 @@ record! {
         7 -> used_bytes: Option<u64>,
         /// Damage found on it and kept aside, as last reported.
         8 -> quarantined: Option<u64>,
+        /// Used bytes from which on it takes no new objects: less than its share of the size where it has few segments,
+        /// some of which are kept free for compaction.
+        9 -> write_stop_bytes: Option<u64>,
     }
 }
 
@@ -62,7 +65,15 @@ record! {
 /// new epoch of the map.
 pub const USED_BYTES_STEPS: u64 = 100;
 
+/// Share of a disk's size, in percent, at which writes stop where the disk does not say otherwise.
+pub const WRITE_STOP_PERCENT: u64 = 85;
+
 impl DiskRecord {
+    /// Returns the used bytes from which on the disk takes no new objects.
+    pub fn write_stop(&self) -> u64 {
+        self.write_stop_bytes.unwrap_or(self.size_bytes / 100 * WRITE_STOP_PERCENT)
+    }
+
     /// Returns whether newer figures differ so much from these that the map should show them: used bytes by a
     /// hundredth of the disk, or by half of themselves, so that they are never far off, and few; damage always.
     pub fn misleads(&self, used_bytes: u64, quarantined: u64) -> bool {

@@ -180,6 +180,7 @@ mod tests {
             size_bytes: 1,
             used_bytes: None,
             quarantined: None,
+            write_stop_bytes: None,
         }))
     }
 

@@ -130,5 +130,7 @@ record! {
         6 => fenced: Option<String>,
         /// Fragments that failed a check and are kept aside, and other damage found on the disk.
         7 => quarantined: u64,
+        /// Used bytes from which on puts are refused.
+        8 -> write_stop_bytes: Option<u64>,
     }
 }

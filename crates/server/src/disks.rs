@@ -534,13 +534,15 @@ impl Reporter {
             size_bytes: stat.size_bytes,
             used_bytes: Some(stat.used_bytes),
             quarantined: Some(stat.quarantined),
+            write_stop_bytes: stat.write_stop_bytes,
         };
         let Some(known) = map.disk(stat.disk) else {
             return Some(Command::RegisterDisk(record(free_name(map, &self.name, number))));
         };
         let is_back = matches!(known.state, State::Suspect | State::Down);
         let figures = (Some(stat.used_bytes), Some(stat.quarantined));
-        let is_news = is_first && (known.used_bytes, known.quarantined) != figures;
+        let is_news = is_first
+            && ((known.used_bytes, known.quarantined) != figures || known.write_stop_bytes != stat.write_stop_bytes);
         if wanted == State::Up && (is_back || is_news) {
             // New processes know their disks better than the map does.
             return Some(Command::RegisterDisk(record(known.name.clone())));
@@ -767,6 +769,7 @@ mod tests {
             size_bytes: 1 << 30,
             used_bytes: None,
             quarantined: None,
+            write_stop_bytes: None,
         };
         // Whichever comes first is another node's, as a copy would be.
         let stats = storage.disks();

@@ -2,6 +2,7 @@
 
 use plinth_client::{CALL_TIME_BOUNDS_US, CallTimes, Client};
 use plinth_meta::{COMMIT_BUCKETS_MS, MetaStats, ReplicaState};
+use plinth_protocol::DiskId;
 use plinth_protocol::storage::IoClass;
 use plinth_storage::StorageNode;
 use plinth_transport::{DURATION_BOUNDS_US, Snapshot};
@@ -106,11 +107,24 @@ const MICROSECOND: f64 = 1e-6;
 /// Milliseconds in seconds.
 const MILLISECOND: f64 = 1e-3;
 
-/// Exports the disks of a storage node.
-pub fn disk_families(storage: &StorageNode) -> Vec<MetricFamily> {
+/// Makes a family of one counter without labels.
+pub fn counter_of(name: &str, help: &str, value: f64) -> MetricFamily {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    let mut metric = metric(&Vec::new());
+    metric.set_counter(counter);
+    family(name, help, MetricType::COUNTER, vec![metric])
+}
+
+/// Exports the disks of a storage node, each by its name.
+pub fn disk_families(storage: &StorageNode, name: impl Fn(DiskId) -> String) -> Vec<MetricFamily> {
     let stats = storage.disks();
     let metrics = storage.metrics();
-    let disk = |id: plinth_protocol::DiskId| vec![("disk", id.to_string())];
+    let disk = |id: DiskId| vec![("disk", name(id))];
+    let info = metrics.iter().map(|one| {
+        let (id, path) = (one.disk.to_string(), one.path.display().to_string());
+        ([disk(one.disk), vec![("id", id), ("path", path)]].concat(), 1.0)
+    });
     let with = |id, name, value: &str| [disk(id), vec![(name, value.to_string())]].concat();
     let mut syncs = Vec::new();
     let mut batches = Vec::new();
@@ -140,8 +154,14 @@ pub fn disk_families(storage: &StorageNode) -> Vec<MetricFamily> {
             .map(|(state, holds)| (with(stat.disk, "state", state), f64::from(u8::from(holds))))
     });
     vec![
+        gauge("plinth_disk_info", "Id and folder of each disk; always 1.", info.collect()),
         gauge("plinth_disk_state", "State of each disk: 1 for the one that holds.", states.collect()),
         gauge("plinth_disk_size_bytes", "Bytes that a disk may use.", gauges(|stat| stat.size_bytes as f64)),
+        gauge(
+            "plinth_disk_write_stop_bytes",
+            "Used bytes from which on a disk takes no new objects.",
+            gauges(|stat| stat.write_stop_bytes.unwrap_or(0) as f64),
+        ),
         gauge("plinth_disk_used_bytes", "Bytes of live records.", gauges(|stat| stat.used_bytes as f64)),
         gauge("plinth_disk_fragments", "Live fragments.", gauges(|stat| stat.fragments as f64)),
         gauge(

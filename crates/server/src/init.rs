@@ -381,6 +381,7 @@ fn draw_disks(plan: &Plan) -> Vec<DiskRecord> {
                 size_bytes: plan.capacity_bytes.max(1),
                 used_bytes: None,
                 quarantined: None,
+                write_stop_bytes: None,
             });
         }
     }

@@ -23,6 +23,7 @@ mod operate;
 mod overview;
 mod peers;
 mod process;
+mod process_metrics;
 mod profile;
 mod registry;
 mod renewal;

@@ -7,6 +7,7 @@ use crate::export::{
 };
 use crate::observe::{Observed, Readiness, ReadyReason};
 use crate::overview::{self, Lags, Overview};
+use crate::process_metrics;
 use crate::service::{NodeService, SelfReport};
 use plinth_admin::verdict::{self, Answers, Collected, Stops, Verdict};
 use plinth_admin::view;
@@ -19,6 +20,7 @@ use plinth_transport::BoxFuture;
 use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -224,6 +226,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn severity_of(code: &str) -> &'static str {
+    CHECKS.iter().find(|(known, _)| *known == code).map_or("critical", |(_, severity)| severity)
+}
+
 /// Lets the registry own a collector that the node shares.
 struct Shared(Arc<PartMeasures>);
 
@@ -288,11 +294,14 @@ impl PartMeasures {
 
     /// Judges the cluster by the map and what this node knows itself.
     fn verdict(&self, map: &ClusterMap) -> Verdict {
-        let mut answers = Answers::new();
-        if let Some(meta) = self.service.parts.meta.get() {
-            answers.insert(self.node, Ok(self.voter_report(meta)));
-        }
+        let answers = self.own_answers();
         verdict::judge(&Collected { map, confirmed: true, answers: &answers, shards: None, demo: false })
+    }
+
+    /// What this node can answer itself.
+    fn own_answers(&self) -> Answers {
+        let report = self.service.parts.meta.get().map(|meta| (self.node, Ok(self.voter_report(meta))));
+        report.into_iter().collect()
     }
 
     fn voter_report(&self, meta: &MetaNode) -> NodeReport {
@@ -366,6 +375,29 @@ impl PartMeasures {
         reasons
     }
 
+    /// Returns every check with whether it found a problem: those of the node everywhere, those of the cluster where this
+    /// node leads the system group.
+    fn checks(&self, ready: &Readiness) -> Vec<(Vec<(&'static str, String)>, f64)> {
+        let mut found: BTreeSet<(String, String)> =
+            ready.all().map(|reason| (reason.code.clone(), severity_of(&reason.code).to_string())).collect();
+        let mut known: BTreeSet<(String, String)> =
+            CHECKS.iter().map(|(code, severity)| (code.to_string(), severity.to_string())).collect();
+        if let Some(map) = self.client().map(|client| client.map()).filter(|_| overview::leads(&lock(&self.meta))) {
+            let verdict = lock(&self.overview).verdict(&map, self.own_answers());
+            let name = |severity: &str| if severity == "WARN" { "warning" } else { "critical" }.to_string();
+            found.extend(verdict.reasons.iter().map(|reason| (reason.code.clone(), name(reason.severity))));
+            let of_verdicts =
+                verdict::CODES.iter().flat_map(|(code, severities)| severities.iter().map(move |one| (*code, *one)));
+            known.extend(of_verdicts.map(|(code, severity)| (code.to_string(), name(severity))));
+        }
+        known.extend(found.iter().cloned());
+        let line = |(code, severity): (String, String)| {
+            let holds = found.contains(&(code.clone(), severity.clone()));
+            (vec![("code", code), ("severity", severity)], f64::from(u8::from(holds)))
+        };
+        known.into_iter().map(line).collect()
+    }
+
     fn collect(&self) -> Vec<MetricFamily> {
         let mut families = vec![gauge(
             "plinth_build_info",
@@ -383,15 +415,15 @@ impl PartMeasures {
         let modes = [("write", ready.writes()), ("read", ready.reads())];
         let values = modes.map(|(mode, ready)| (vec![("mode", mode.to_string())], f64::from(u8::from(ready))));
         families.push(gauge("plinth_node_ready", "Whether traffic may be sent here.", values.to_vec()));
-        let found = |code: &str| ready.all().any(|reason| reason.code == code);
-        let checks = CHECKS.map(|(code, severity)| {
-            (vec![("code", code.into()), ("severity", severity.into())], f64::from(u8::from(found(code))))
-        });
-        families.push(gauge("plinth_health_check", "Checks that found a problem: 1.", checks.to_vec()));
+        families.push(gauge("plinth_health_check", "Checks that found a problem: 1.", self.checks(&ready)));
+        families.extend(process_metrics::families());
         families.extend(certificate_families(&lock(&self.certificates), crate::node::wall_clock()));
         families.extend(wire_families(&lock(&self.wires)));
         if let Some(storage) = self.service.parts.storage.get() {
-            families.extend(disk_families(storage));
+            let map = self.client().map(|client| client.map());
+            let name =
+                |id| map.as_ref().and_then(|map| map.disk(id)).map_or_else(|| id.to_string(), |disk| disk.name.clone());
+            families.extend(disk_families(storage, name));
         }
         if self.service.parts.meta.get().is_some() {
             let stats = lock(&self.meta);
@@ -401,7 +433,7 @@ impl PartMeasures {
             families.extend(meta_families(&stats, at_risk));
             families.push(lags.family(self.node));
             if let Some(map) = map.filter(|_| overview::leads(&stats)) {
-                families.extend(lock(&self.overview).families(&map));
+                families.extend(lock(&self.overview).families(&map, self.own_answers()));
             }
         }
         // A family without a line is left out: some scrapers refuse it.

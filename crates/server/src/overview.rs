@@ -2,7 +2,7 @@
 //! states of all nodes, the pool and the buckets.
 
 use crate::export::gauge;
-use plinth_admin::verdict::{Answers, Collected};
+use plinth_admin::verdict::{self, Answers, Collected, Verdict};
 use plinth_admin::view;
 use plinth_client::Client;
 use plinth_meta::{GroupStats, MetaStats, ReplicaState};
@@ -97,16 +97,28 @@ impl Overview {
         overview
     }
 
+    /// Judges the cluster by the map, the shards' counts and what this node knows itself.
+    pub fn verdict(&self, map: &ClusterMap, answers: Answers) -> Verdict {
+        let shards = (!self.shards.is_empty()).then_some(&self.shards[..]);
+        verdict::judge(&Collected { map, confirmed: true, answers: &answers, shards, demo: false })
+    }
+
     /// Exports the whole cluster's values.
-    pub fn families(&self, map: &ClusterMap) -> Vec<MetricFamily> {
-        let answers = Answers::new();
-        let shards = Some(&self.shards[..]);
-        let status = view::status(&Collected { map, confirmed: true, answers: &answers, shards, demo: false });
+    pub fn families(&self, map: &ClusterMap, answers: Answers) -> Vec<MetricFamily> {
+        // Before the first count the shards have not been asked.
+        let shards = (!self.shards.is_empty()).then_some(&self.shards[..]);
+        let collected = Collected { map, confirmed: true, answers: &answers, shards, demo: false };
+        let status = view::status(&collected);
         let pool = || vec![("pool", "default".to_string())];
         let one = |value: u64| vec![(vec![], value as f64)];
         let (objects, bytes) = self.buckets();
         let deferred = self.shards.iter().map(|shard| shard.deferred_deletes).fold(0, u64::saturating_add);
         vec![
+            gauge(
+                "plinth_cluster_health",
+                "The verdict on the cluster: 1 for the one that holds.",
+                healths(status.health),
+            ),
             gauge("plinth_node_state", "State of each node: 1 for the one that holds.", node_states(map)),
             gauge(
                 "plinth_pool_usable_bytes",
@@ -145,6 +157,11 @@ impl Overview {
         let bytes = named.iter().map(|(name, (_, bytes))| (label(name), *bytes as f64)).collect();
         (objects, bytes)
     }
+}
+
+fn healths(health: &str) -> Vec<(Vec<(&'static str, String)>, f64)> {
+    let one = |state: &str| (vec![("state", state.to_lowercase())], f64::from(u8::from(state == health)));
+    ["OK", "WARN", "CRITICAL"].map(one).to_vec()
 }
 
 fn node_states(map: &ClusterMap) -> Vec<(Vec<(&'static str, String)>, f64)> {

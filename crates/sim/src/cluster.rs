@@ -242,5 +242,6 @@ fn format_disk(folder: &Path, node: &NodeRecord) -> DiskRecord {
         size_bytes: DISK_BYTES,
         used_bytes: None,
         quarantined: None,
+        write_stop_bytes: None,
     }
 }

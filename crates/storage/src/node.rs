@@ -343,6 +343,7 @@ impl Port {
             fragments: self.stats.fragments.load(Relaxed),
             fenced: self.stats.fenced.get().cloned(),
             quarantined: self.stats.quarantined.load(Relaxed),
+            write_stop_bytes: Some(self.stats.write_stop_bytes.load(Relaxed)),
         }
     }
 }

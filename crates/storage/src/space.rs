@@ -5,6 +5,7 @@
 //! quarantined records, records of unknown kind, unreadable stretches, checkpoint parts, records
 //! that are not durable yet.
 
+use plinth_protocol::map::WRITE_STOP_PERCENT;
 use std::collections::BTreeMap;
 
 /// Below this share of live bytes, in percent, a sealed segment is compacted.
@@ -18,8 +19,6 @@ const SEGMENT_OVERHEAD_BYTES: u64 = 3 * 4096;
 /// Live bytes that a needed tombstone stands for.
 pub const TOMBSTONE_BYTES: u64 = 24;
 
-/// Share of the disk, in percent, at which puts stop.
-pub const WRITE_STOP_PERCENT: u64 = 85;
 /// Share of the disk, in percent, at which puts of class Repair stop as well.
 pub const REPAIR_STOP_PERCENT: u64 = 92;
 /// Segments that puts never fill: the open ends of the three streams, and the reserve of compaction.

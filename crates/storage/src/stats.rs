@@ -151,6 +151,8 @@ counters! {
     used_bytes,
     /// Bytes of all segments that the disk may have.
     size_bytes,
+    /// Used bytes from which on puts are refused.
+    write_stop_bytes,
     /// Fragments in the index now.
     fragments,
     /// Quarantined fragments and damage found at start.

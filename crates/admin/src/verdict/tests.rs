@@ -39,6 +39,7 @@ fn disk(id: u64) -> DiskRecord {
         size_bytes: 1_000,
         used_bytes: Some(100),
         quarantined: None,
+        write_stop_bytes: None,
     }
 }
 
@@ -427,9 +428,31 @@ fn full_disks_are_told_before_and_when_they_take_no_more() {
         let verdict = scene.verdict();
         assert_eq!((verdict.health(), codes(&verdict)), (health, expected), "{used} of 1,000 bytes");
     }
+    // Of a disk of few segments much is kept free: it stops at half.
+    scene.map.disks[0].write_stop_bytes = Some(475);
+    for (used, expected) in [(424, vec![]), (425, vec!["D203"]), (474, vec!["D203"]), (475, vec!["D204"])] {
+        scene.map.disks[0].used_bytes = Some(used);
+        assert_eq!(codes(&scene.verdict()), expected, "{used} of 1,000 bytes, stop at 475");
+    }
+    scene.map.disks.iter_mut().for_each(|disk| (disk.used_bytes, disk.write_stop_bytes) = (Some(475), Some(475)));
+    assert!(!scene.verdict().writes(), "507 is what clients get");
+    scene.map.disks.iter_mut().for_each(|disk| disk.used_bytes = Some(100));
+    scene.map.disks[0].write_stop_bytes = None;
     scene.map.disks[0].used_bytes = Some(u64::MAX / 16);
     scene.map.disks[0].size_bytes = u64::MAX / 16;
     assert_eq!(codes(&scene.verdict()), ["D204"]);
+}
+
+#[test]
+fn every_code_of_a_verdict_can_be_alerted_on() {
+    let source = include_str!("../verdict.rs");
+    let is_code = |word: &&str| {
+        let bytes = word.as_bytes();
+        bytes.len() == 4 && bytes[0].is_ascii_uppercase() && bytes[1..].iter().all(u8::is_ascii_digit)
+    };
+    let used: BTreeSet<&str> = source.split('"').filter(is_code).collect();
+    let known: BTreeSet<&str> = CODES.iter().map(|(code, _)| *code).collect();
+    assert_eq!(used, known);
 }
 
 #[test]

@@ -194,6 +194,7 @@ fn map_of(shape: &Shape) -> ClusterMap {
                 size_bytes: 1 << 40,
                 used_bytes: None,
                 quarantined: None,
+                write_stop_bytes: None,
             })
             .collect(),
         pgs,

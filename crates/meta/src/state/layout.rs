@@ -218,6 +218,7 @@ mod tests {
             size_bytes: 1 << 40,
             used_bytes: None,
             quarantined: None,
+            write_stop_bytes: None,
         }
     }
 

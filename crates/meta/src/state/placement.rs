@@ -347,6 +347,7 @@ mod tests {
             size_bytes: 1 << 30,
             used_bytes: None,
             quarantined: None,
+            write_stop_bytes: None,
         };
         let map = ClusterMap {
             cluster: ClusterId(1),

@@ -204,7 +204,8 @@ impl<V: View> Work<'_, V> {
         let state = if returns { State::Up } else { known.state };
         let used_bytes = disk.used_bytes.or(known.used_bytes);
         let quarantined = disk.quarantined.or(known.quarantined);
-        row.record = DiskRecord { state, used_bytes, quarantined, ..disk.clone() };
+        let write_stop_bytes = disk.write_stop_bytes.or(known.write_stop_bytes);
+        row.record = DiskRecord { state, used_bytes, quarantined, write_stop_bytes, ..disk.clone() };
         if row.record != known {
             self.rewrite(key, &row);
             self.bump_epoch(header);

@@ -36,6 +36,7 @@ pub fn disk() -> DiskRecord {
         size_bytes: 20 << 40,
         used_bytes: Some(7 << 40),
         quarantined: Some(2),
+        write_stop_bytes: None,
     }
 }
 
@@ -139,7 +140,11 @@ pub fn founding() -> Founding {
 pub fn samples(samples: &mut Samples) {
     samples.numbered(State::ALL);
     samples.record([node(), NodeRecord { roles: vec![], version: None, public_key: None, ..node() }]);
-    samples.record([disk(), DiskRecord { used_bytes: None, quarantined: None, ..disk() }]);
+    samples.record([
+        disk(),
+        DiskRecord { used_bytes: None, quarantined: None, ..disk() },
+        DiskRecord { write_stop_bytes: Some(6 << 40), ..disk() },
+    ]);
     samples.record([pg(), PlacementGroup { closed: false, ..pg() }]);
     samples.record([shard().start, ShardStart { bucket: plinth_protocol::BucketId(0), key: String::new() }]);
     samples.record([shard()]);

@@ -35,6 +35,7 @@ fn stat() -> DiskStat {
         fragments: 1_000_000,
         fenced: Some("sync failed".into()),
         quarantined: 3,
+        write_stop_bytes: None,
     }
 }
 
@@ -59,7 +60,11 @@ pub fn samples(samples: &mut Samples) {
     samples.record([DeletedFragments { found: 2 }]);
     samples.record([entry()]);
     samples.record([page(), FragmentPage { fragments: vec![], more: false }]);
-    samples.record([stat(), DiskStat { fenced: None, ..stat() }]);
+    samples.record([
+        stat(),
+        DiskStat { fenced: None, ..stat() },
+        DiskStat { write_stop_bytes: Some(6 << 40), ..stat() },
+    ]);
     samples.choice([
         StorageReply::Stored,
         StorageReply::Frames,

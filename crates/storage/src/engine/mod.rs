@@ -17,7 +17,7 @@ pub use recovery::{Opened, RecoveryReport};
 use crate::dead::DeadRecords;
 use crate::index::{Index, IndexEntry, Place};
 use crate::queue::{Queues, limit};
-use crate::space::Space;
+use crate::space::{Space, stop_bytes};
 use crate::stats::{DiskStats, add};
 use bytes::Bytes;
 use checkpointing::Checkpointing;
@@ -219,7 +219,12 @@ impl<T: Ticket> Engine<T> {
             fragments: self.index.count() as u64,
             fenced: self.fenced.clone(),
             quarantined: self.index.quarantined() as u64 + self.damage_count,
+            write_stop_bytes: Some(self.write_stop_bytes()),
         }
+    }
+
+    fn write_stop_bytes(&self) -> u64 {
+        stop_bytes(self.journal.size_bytes(), self.segment_bytes, false)
     }
 
     /// Returns what is known of a fragment: for the tests and the simulator's invariants.
@@ -469,6 +474,7 @@ impl<T: Ticket> Engine<T> {
         let stats = &self.stats;
         stats.used_bytes.store(self.space.live_bytes(), Relaxed);
         stats.size_bytes.store(self.journal.size_bytes(), Relaxed);
+        stats.write_stop_bytes.store(self.write_stop_bytes(), Relaxed);
         stats.fragments.store(self.index.count() as u64, Relaxed);
         stats.quarantined.store(self.index.quarantined() as u64 + self.damage_count, Relaxed);
         if self.fenced.is_some() && stats.fenced.get().is_none() {

@@ -147,6 +147,7 @@ fn forged_registry_never_stops_the_system_group() {
             size_bytes: u64::MAX,
             used_bytes: Some(u64::MAX),
             quarantined: Some(u64::MAX),
+            write_stop_bytes: Some(u64::MAX),
         };
         let register = system.mutation(Command::RegisterDisk(record));
         assert_eq!(check(GROUP_SYSTEM, &register).unwrap_err().kind, FailureKind::Invalid);
@@ -212,6 +213,7 @@ fn corpus() -> Vec<Vec<u8>> {
             size_bytes,
             used_bytes: Some(u64::MAX),
             quarantined: Some(u64::MAX),
+            write_stop_bytes: Some(u64::MAX),
         };
         add(Command::RegisterDisk(disk));
         let report = SetDiskState { disk: DiskId(1), state: None, used_bytes: Some(size_bytes), quarantined: Some(1) };

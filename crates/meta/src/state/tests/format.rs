@@ -178,6 +178,7 @@ fn full_disk() -> DiskRecord {
         size_bytes: 10,
         used_bytes: Some(5),
         quarantined: Some(3),
+        write_stop_bytes: None,
     }
 }
 

@@ -29,6 +29,7 @@ fn disk(id: u128, node: u64) -> DiskRecord {
         size_bytes: 1_000_000,
         used_bytes: None,
         quarantined: None,
+        write_stop_bytes: None,
     }
 }
 
