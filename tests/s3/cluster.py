@@ -43,6 +43,8 @@ class Node:
         self.folder = pathlib.Path(self.config).parent
         self.log = folder / f"{self.name}.log"
         self.process = None
+        # Settings on top of the configuration file, from the next start on: PLINTH__SECTION__KEY.
+        self.settings = {}
 
     @property
     def role(self):
@@ -58,6 +60,7 @@ class Node:
             self.process = subprocess.Popen(
                 [self.plinth, "server", "--config", self.config],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **self.settings},
             )
 
     def is_running(self):

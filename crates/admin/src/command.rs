@@ -65,6 +65,9 @@ pub enum Command {
     /// Placement groups: show them, plan them anew over the disks that are up.
     #[command(subcommand)]
     Layout(LayoutCommand),
+    /// The cluster's time.
+    #[command(subcommand)]
+    Clock(ClockCommand),
 }
 
 /// Options of `status`.
@@ -235,6 +238,15 @@ pub enum RaftCommand {
         /// The node's name.
         name: String,
     },
+}
+
+/// Clock commands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum ClockCommand {
+    /// Confirms a jump of time by more than a day: deleted data is destroyed on time again.
+    ///
+    /// Right after all metadata nodes were down for long; wrong while their clocks are.
+    Confirm,
 }
 
 /// Placement commands.

@@ -2,8 +2,8 @@
 
 use crate::certificates;
 use crate::command::{
-    BucketCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutArgs, LayoutCommand, NodeCommand,
-    RaftCommand, RoleChoice, StatusArgs, TokenCommand,
+    BucketCommand, ClockCommand, ClusterCommand, Command, DiskCommand, KeyCommand, LayoutArgs, LayoutCommand,
+    NodeCommand, RaftCommand, RoleChoice, StatusArgs, TokenCommand,
 };
 use crate::exit::{Exit, Trouble};
 use crate::look::{Look, admitting};
@@ -52,6 +52,13 @@ pub struct Operator {
     pub now_ms: u64,
 }
 
+impl Operator {
+    /// Returns the cluster's time in milliseconds since 1970: what expires there goes by it, not by a clock here.
+    fn cluster_ms(&self) -> u64 {
+        self.client.group_time(GROUP_SYSTEM).map_or(self.now_ms, HybridTime::millis)
+    }
+}
+
 /// Carries out a command.
 pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Trouble> {
     match command {
@@ -82,6 +89,7 @@ pub async fn run(operator: &Operator, command: &Command) -> Result<Report, Troub
         Command::Raft(RaftCommand::Remove { name }) => voter(operator, name, AdminRequest::RemoveVoter).await,
         Command::Layout(LayoutCommand::Show) => layout_show(operator).await,
         Command::Layout(LayoutCommand::Apply(args)) => layout_apply(operator, args).await,
+        Command::Clock(ClockCommand::Confirm) => clock_confirm(operator).await,
     }
 }
 
@@ -289,7 +297,7 @@ async fn key_create(operator: &Operator, account: &str, description: Option<Stri
         id: fresh.id.clone(),
         wrapped_secret: wrapped.into(),
         account: account.to_string(),
-        created: HybridTime::from_millis(operator.now_ms),
+        created: HybridTime::from_millis(operator.cluster_ms()),
         description,
     };
     operator.change(Change::CreateAccessKey(row)).await?;
@@ -332,7 +340,7 @@ async fn key_revoke(operator: &Operator, id: &str) -> Result<Report, Trouble> {
 async fn token_create(operator: &Operator, roles: &[RoleChoice], minutes: u64) -> Result<Report, Trouble> {
     let look = operator.look_confirmed().await?;
     let token = JoinToken::new(operator.ca_fingerprint);
-    let expires = operator.now_ms + minutes * 60_000;
+    let expires = operator.cluster_ms().saturating_add(minutes.saturating_mul(60_000));
     let row = JoinTokenRow {
         hash: token.hash(),
         expires: HybridTime::from_millis(expires),
@@ -436,6 +444,18 @@ async fn voter(
     let value = json!({"node": name, "id": node.0, "votes": map.voters.contains(&node), "voters": voters,
         "groups": 1 + map.shards.len(), "message": text});
     Ok(Report::done("VoterChange", value, text))
+}
+
+async fn clock_confirm(operator: &Operator) -> Result<Report, Trouble> {
+    let map = operator.map().await?;
+    for group in std::iter::once(GROUP_SYSTEM).chain(map.shards.iter().map(|shard| shard.group)) {
+        if let Outcome::Refused(refusal) = operator.client.mutate(group, Change::ConfirmTime, None, deadline()).await? {
+            return Err(refused(&refusal));
+        }
+    }
+    let (now, groups) = (time_text(operator.cluster_ms()), 1 + map.shards.len());
+    let text = format!("The cluster's time is {now}; what expires goes by it again in {groups} groups");
+    Ok(Report::done("ClockChange", json!({"time": now, "groups": groups}), text))
 }
 
 async fn layout_show(operator: &Operator) -> Result<Report, Trouble> {

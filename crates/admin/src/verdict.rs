@@ -33,6 +33,7 @@ pub const CODES: &[(&str, &[&str])] = &[
     ("M108", &["WARN"]),
     ("M109", &["WARN"]),
     ("M110", &["WARN"]),
+    ("M111", &["WARN"]),
     ("N201", &["WARN"]),
     ("R301", &["WARN"]),
     ("S203", &["CRITICAL"]),
@@ -365,6 +366,15 @@ impl Votes {
         if silent_shards > 0 {
             let text = format!("{silent_shards} of {} object shards do not answer", collected.map.shards.len());
             found.critical("M103", text, collected.command("raft status"), Stops::Everything);
+        }
+        let held_ms =
+            collected.shards.into_iter().flatten().filter_map(|shard| shard.expiry_held_ms).max().unwrap_or(0);
+        if held_ms > 0 {
+            let text = format!(
+                "time jumped by {} h, so deleted data is kept for as long; confirm it unless clocks are wrong",
+                held_ms / 3_600_000
+            );
+            found.warn("M111", text, collected.command("clock confirm"));
         }
         let conditions: Vec<_> = conditions(collected).filter(|(node, ..)| !self.absent.contains_key(node)).collect();
         // Growth goes on as long as the leader and a majority have room.

@@ -66,6 +66,8 @@ pub struct StatusView {
     pub object_bytes: u64,
     /// Deleted stripes that wait for the safe point.
     pub deferred_deletes: u64,
+    /// Milliseconds by which expiry waits since a jump of time that nobody has confirmed.
+    pub expiry_held_ms: u64,
     /// The program's version.
     pub version: &'static str,
 }
@@ -107,6 +109,7 @@ pub fn status(collected: &Collected<'_>) -> StatusView {
         objects: total(|shard| shard.objects),
         object_bytes: total(|shard| shard.object_bytes),
         deferred_deletes: total(|shard| shard.deferred_deletes),
+        expiry_held_ms: shards.iter().filter_map(|shard| shard.expiry_held_ms).max().unwrap_or(0),
         version: env!("CARGO_PKG_VERSION"),
         reasons: verdict.reasons,
     }

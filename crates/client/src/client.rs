@@ -8,6 +8,7 @@ use crate::counters::{CounterSnapshot, Counters};
 use crate::health::{ExtraShare, Percentile95, Uptime};
 use crate::memory::{Budget, Pool};
 use crate::readers::Readers;
+use crate::times::GroupTimes;
 use crate::writer_id::WriterSlot;
 use plinth_protocol::map::ClusterMap;
 use plinth_protocol::stripe::Code;
@@ -48,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) away: Mutex<HashMap<GroupId, Instant>>,
     /// Held while the map is refreshed; when that last happened.
     pub(crate) refreshing: tokio::sync::Mutex<Option<Instant>>,
+    pub(crate) times: GroupTimes,
     pub(crate) meta_calls: Semaphore,
     pub(crate) buckets: BucketCache,
     pub(crate) writer: WriterSlot,
@@ -103,9 +105,26 @@ impl Client {
         self.inner.chance.u128()
     }
 
-    /// Returns wall time by the configured clock.
+    /// Returns wall time by the configured clock: for signatures and people, never for what is stored.
     pub fn now(&self) -> HybridTime {
         HybridTime::from_millis((self.inner.config.clock)())
+    }
+
+    /// Returns a group's time as last seen and gone on since; nothing before its first answer.
+    pub fn group_time(&self, group: GroupId) -> Option<HybridTime> {
+        self.inner.times.now(group)
+    }
+
+    /// Returns the time to be written into the headers of new fragments.
+    pub(crate) fn made(&self) -> u64 {
+        self.group_time(GROUP_SYSTEM).unwrap_or_else(|| self.now()).0
+    }
+
+    /// Returns by how many milliseconds this machine's wall clock is ahead of the cluster's time, behind it where
+    /// negative; nothing before the system group's first answer.
+    pub fn clock_offset_ms(&self) -> Option<i64> {
+        let time = self.group_time(GROUP_SYSTEM)?.millis();
+        Some((self.inner.config.clock)() as i64 - time as i64)
     }
 
     pub(crate) fn chart(&self) -> Arc<Chart> {
@@ -139,6 +158,7 @@ impl Inner {
             leaders: Mutex::default(),
             away: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(None),
+            times: GroupTimes::default(),
             meta_calls: Semaphore::new(META_CALLS_MAX),
             buckets: BucketCache::default(),
             writer: WriterSlot::default(),

@@ -38,6 +38,9 @@ pub const META_CALLS_MAX: usize = 4096;
 /// How long a writer id is used before the next one is taken.
 pub const WRITER_ROTATION: Duration = Duration::from_secs(6 * 3600);
 
+/// Default of [`ClientConfig::deferred_delete_after`].
+pub const RETENTION: Duration = Duration::from_secs(15 * 60);
+
 /// What a client is told at its start.
 #[derive(Clone)]
 pub struct ClientConfig {
@@ -45,7 +48,7 @@ pub struct ClientConfig {
     pub node: NodeId,
     /// Meta nodes from which to learn the map; any one of them that answers will do.
     pub peers: Vec<Peer>,
-    /// Wall time, for the age of deferred deletes and the time in fragment headers.
+    /// Wall time, for signatures, the order of request ids, and to tell people how far it is off.
     pub clock: Clock,
     /// Randomness from the operating system: request, bucket and stripe ids are drawn from it.
     pub seed: [u8; 32],
@@ -61,9 +64,10 @@ pub struct ClientConfig {
     /// Bytes of buffers, in use and idle, above which none is kept for the next stripe. Less than
     /// `write_bytes_max` costs page faults under load: three times the processor time of large puts.
     pub pool_bytes_max: usize,
-    /// Age at which a deferred delete is carried out: the retention of deleted data.
+    /// Age, by the shard's own time, at which a deferred delete is carried out: the retention of deleted data. A read
+    /// that began before the deletion and goes on for longer is cut.
     pub deferred_delete_after: Duration,
-    /// Age at which an owed fragment is filled in.
+    /// Age, by the shard's own time, at which an owed fragment is filled in.
     pub fill_in_after: Duration,
     /// Pause between two rounds of housekeeping.
     pub housekeeping_every: Duration,
@@ -82,7 +86,7 @@ impl ClientConfig {
             write_bytes_max: WRITE_BYTES_MAX,
             read_bytes_max: READ_BYTES_MAX,
             pool_bytes_max: POOL_BYTES_MAX,
-            deferred_delete_after: Duration::from_secs(60),
+            deferred_delete_after: RETENTION,
             fill_in_after: Duration::from_secs(5),
             housekeeping_every: Duration::from_secs(5),
         }

@@ -14,7 +14,8 @@ use crate::read::check_stripe;
 use bytes::Bytes;
 use plinth_protocol::frame::{FRAME_BYTES, frame_count, seal_frame};
 use plinth_protocol::meta::{
-    BucketsQuery, Command, DueDelete, DueQuery, FillInRow, FilledIn, FinishDeletes, Outcome, Query, Reply,
+    BucketsQuery, CLOCK_BOUND_MS, Command, DueDelete, DueQuery, FillInRow, FilledIn, FinishDeletes, Outcome, Query,
+    Reply,
 };
 use plinth_protocol::object::BucketState;
 use plinth_protocol::storage::{DELETE_FRAGMENTS_MAX, IoClass};
@@ -98,16 +99,19 @@ impl Client {
         }
     }
 
-    /// Returns the time before which rows are old enough.
-    fn older_than(&self, age: Duration) -> HybridTime {
-        HybridTime::from_millis((self.inner.config.clock)().saturating_sub(age.as_millis() as u64))
+    /// Asks a group for rows of this age by the group's own time: its leader decides what is that old. A leader of a
+    /// version that knows no `age_ms` goes by `before`, the time that the group told last; one that tells none gives no rows.
+    fn due_query(&self, group: GroupId, age: Duration, after: Option<Bytes>) -> DueQuery {
+        let age_ms = age.as_millis() as u64;
+        let before = self.group_time(group).map_or(HybridTime(0), |time| time.before(age_ms).after(CLOCK_BOUND_MS));
+        DueQuery { before, after, limit: PAGE_ROWS, age_ms: Some(age_ms) }
     }
 
     async fn fill_in_group(&self, group: GroupId, cursors: &mut Cursors) -> Result<(), Failure> {
-        let before = self.older_than(self.inner.config.fill_in_after);
+        self.learn_time(group, Instant::now() + META_TIMEOUT).await?;
         for _ in 0..PAGES_MAX {
             let after = cursors.fill_ins.get(&group).cloned();
-            let query = Query::FillIns(DueQuery { before, after, limit: PAGE_ROWS });
+            let query = Query::FillIns(self.due_query(group, self.inner.config.fill_in_after, after));
             let page = match self.query(group, query, Instant::now() + META_TIMEOUT).await? {
                 Reply::FillIns(page) => page,
                 _ => return Err(unexpected("FillIns")),
@@ -159,7 +163,7 @@ impl Client {
         }
         let frames = self.rebuild_fragment(&row.stripe, index).await?;
         let stripe = StripeRef { missing: None, ..row.stripe.clone() };
-        let header = FragmentHeader { fragment, stripe, owner: Some(row.owner.clone()), made: self.now().0 };
+        let header = FragmentHeader { fragment, stripe, owner: Some(row.owner.clone()), made: self.made() };
         match self.put_fragment(site, IoClass::Repair, header, frames).await {
             // Somebody else filled it in meanwhile, or deleted the object.
             Err(failure) if failure.kind == FailureKind::Conflict => match self.has_fragment(site, fragment).await? {
@@ -191,10 +195,10 @@ impl Client {
     }
 
     async fn delete_in_group(&self, group: GroupId, cursors: &mut Cursors) -> Result<(), Failure> {
-        let before = self.older_than(self.inner.config.deferred_delete_after);
+        self.learn_time(group, Instant::now() + META_TIMEOUT).await?;
         for _ in 0..PAGES_MAX {
             let after = cursors.deletes.get(&group).cloned();
-            let query = Query::DueDeletes(DueQuery { before, after, limit: PAGE_ROWS });
+            let query = Query::DueDeletes(self.due_query(group, self.inner.config.deferred_delete_after, after));
             let page = match self.query(group, query, Instant::now() + META_TIMEOUT).await? {
                 Reply::DueDeletes(page) => page,
                 _ => return Err(unexpected("DueDeletes")),

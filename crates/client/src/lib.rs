@@ -32,13 +32,14 @@ mod route;
 #[doc(hidden)]
 pub mod saga;
 mod send;
+mod times;
 mod write;
 mod writer_id;
 
 pub use client::Client;
 pub use config::{
     CHUNK_BYTES_MAX, ClientConfig, Clock, META_CALLS_MAX, POOL_BYTES_MAX, READ_AHEAD_BYTES_MAX, READ_BYTES_MAX,
-    READ_LEAN_BYTES_MAX, REBUILD_BYTES_MAX, SHORT_STRIPES_MAX, SPLIT_BYTES_MIN, STAGED_BYTES_MAX,
+    READ_LEAN_BYTES_MAX, REBUILD_BYTES_MAX, RETENTION, SHORT_STRIPES_MAX, SPLIT_BYTES_MIN, STAGED_BYTES_MAX,
     STRIPES_IN_FLIGHT_MAX, WRITE_BYTES_MAX, WRITER_ROTATION,
 };
 pub use counters::{CALL_TIME_BOUNDS_US, CallTimes, CounterSnapshot};

@@ -23,6 +23,8 @@ use tokio::time::Instant;
 
 /// How long the question for a page of part rows may take.
 const PARTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// By how much a retention may seem shorter here than it was: clocks run at different rates.
+const RETENTION_DOUBT: Duration = Duration::from_secs(10);
 /// Bytes of part rows that one page should stay below.
 const PARTS_PAGE_BYTES: u64 = 256 << 10;
 /// Estimated bytes of a part row without its stripes.
@@ -36,6 +38,8 @@ impl Client {
     pub fn open(&self, bucket: BucketId, key: &str, view: &ObjectView, range: Range<u64>) -> ObjectReader {
         let mut window = Window {
             client: self.clone(),
+            opened: Instant::now(),
+            whose: (bucket, key.into()),
             sources: VecDeque::new(),
             parts: None,
             pieces: VecDeque::new(),
@@ -102,6 +106,9 @@ impl Drop for ObjectReader {
 /// What a reader has under way and ready.
 pub(crate) struct Window {
     client: Client,
+    opened: Instant,
+    /// Bucket and key, for the log.
+    whose: (BucketId, String),
     /// What follows, not yet cut into pieces.
     sources: VecDeque<Source>,
     /// Parts whose rows are not yet fetched.
@@ -165,6 +172,7 @@ impl Window {
                 return Poll::Ready(Some(Ok(bytes)));
             }
             if let Some(failure) = self.failure.take() {
+                self.report(&failure);
                 self.abandon();
                 return Poll::Ready(Some(Err(failure)));
             }
@@ -180,6 +188,29 @@ impl Window {
                 Some(Err(failure)) => self.failure = Some(failure),
                 None => {}
             }
+        }
+    }
+
+    /// Tells the log of a read that is cut because its object has gone meanwhile.
+    fn report(&self, failure: &Failure) {
+        let (read_for, retention) = (self.opened.elapsed(), self.client.inner.config.deferred_delete_after);
+        let gone = match failure.kind {
+            FailureKind::NotFound => read_for >= retention.saturating_sub(RETENTION_DOUBT),
+            // Part rows are those of another object, or of none.
+            FailureKind::Conflict => true,
+            _ => false,
+        };
+        if gone {
+            tracing::warn!(
+                event = "read_cut",
+                bucket = %self.whose.0,
+                key = self.whose.1,
+                read_for_s = read_for.as_secs(),
+                retention_s = retention.as_secs(),
+                %failure,
+                "read cut: the object was deleted or overwritten and its data destroyed while it was read; \
+                 gateway.deferred_delete_seconds says how long it is kept"
+            );
         }
     }
 

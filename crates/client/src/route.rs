@@ -9,7 +9,7 @@ use plinth_protocol::meta::{
 };
 use plinth_protocol::object::Body;
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{Failure, FailureKind, GROUP_SYSTEM, GroupId, Method, NodeId, RequestId, WriterId};
+use plinth_protocol::{Failure, FailureKind, GROUP_SYSTEM, GroupId, HybridTime, Method, NodeId, RequestId, WriterId};
 use plinth_transport::{Call, Peer};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -56,14 +56,21 @@ impl Client {
     ) -> Result<Outcome, Failure> {
         let writer = writer_of(&command);
         let request = fresh_request((self.inner.config.clock)(), self.inner.chance.u128());
-        let mutation = Mutation { group, request, writer, token, command };
-        let outcome = match self.ask(group, &MetaRequest::Mutate(mutation), deadline).await? {
-            Reply::Outcome(outcome) => outcome,
-            // It was answered, so it may have taken effect.
-            _ => return Err(Failure::new(FailureKind::Unknown, "a mutation was answered as a query")),
-        };
+        let issued = self.issue_time(group, deadline).await?;
+        let seen = Some(self.inner.times.highest());
+        let mut mutation = Mutation { group, request, writer, token, command, issued, seen };
+        let (mut outcome, alone) = self.ask_outcome(&mutation, deadline).await?;
+        if is_out_of_time(&outcome) && alone {
+            // Nothing of this request is under way any more: it may be issued anew, in the time that came with the answer.
+            mutation.issued = self.inner.times.now(group);
+            (outcome, _) = self.ask_outcome(&mutation, deadline).await?;
+        }
         if let Outcome::Refused(refusal) = &outcome {
             match refusal.kind {
+                RefusalKind::Expired | RefusalKind::IssuedInFuture => {
+                    let kind = if alone { FailureKind::Unavailable } else { FailureKind::Unknown };
+                    return Err(Failure::new(kind, refusal.text.clone()));
+                }
                 RefusalKind::WriterFenced => {
                     self.retire_writer(writer);
                     return Err(Failure::new(FailureKind::Fenced, refusal.text.clone()));
@@ -77,20 +84,51 @@ impl Client {
 
     /// Asks a group's leader at a read index: what was committed before the call is seen.
     pub async fn query(&self, group: GroupId, query: Query, deadline: Instant) -> Result<Reply, Failure> {
-        let reply = self.ask(group, &MetaRequest::Query(GroupQuery { group, query }), deadline).await?;
+        let seen = Some(self.inner.times.highest());
+        let (reply, _) = self.ask(group, &MetaRequest::Query(GroupQuery { group, query, seen }), deadline).await?;
         if reply == Reply::Absent(RefusalKind::NoSuchBucket) {
             self.inner.buckets.clear();
         }
         Ok(reply)
     }
 
-    /// Sends a request to the leader of a group until it is answered.
-    async fn ask(&self, group: GroupId, request: &MetaRequest, deadline: Instant) -> Result<Reply, Failure> {
+    /// Returns the time at which a request to a group is issued now, asking the group where it has never answered yet.
+    /// Nothing where its voters do not tell their time.
+    async fn issue_time(&self, group: GroupId, deadline: Instant) -> Result<Option<HybridTime>, Failure> {
+        self.learn_time(group, deadline).await?;
+        Ok(self.inner.times.now(group))
+    }
+
+    /// Asks a group that has never answered yet for its time.
+    pub(crate) async fn learn_time(&self, group: GroupId, deadline: Instant) -> Result<(), Failure> {
+        if !self.inner.times.knows(group) {
+            let query = match group {
+                GROUP_SYSTEM => Query::Map(Some(self.chart().map.epoch)),
+                _ => Query::ShardStat,
+            };
+            self.query(group, query, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a mutation, and returns its outcome and whether the answer is to the only try that may have had an effect.
+    async fn ask_outcome(&self, mutation: &Mutation, deadline: Instant) -> Result<(Outcome, bool), Failure> {
+        match self.ask(mutation.group, &MetaRequest::Mutate(mutation.clone()), deadline).await? {
+            (Reply::Outcome(outcome), alone) => Ok((outcome, alone)),
+            // It was answered, so it may have taken effect.
+            _ => Err(Failure::new(FailureKind::Unknown, "a mutation was answered as a query")),
+        }
+    }
+
+    /// Sends a request to the leader of a group until it is answered; returns also whether no try before that may have
+    /// reached a leader.
+    async fn ask(&self, group: GroupId, request: &MetaRequest, deadline: Instant) -> Result<(Reply, bool), Failure> {
         let _turn = self.inner.meta_calls.acquire().await.expect("never closed");
         let header = request.to_bytes();
         let mut search = Search::new(self.leader(group), matches!(request, MetaRequest::Mutate(_)));
         let came = Instant::now();
         let deadline = if self.is_away(group) { deadline.min(came + AWAY_PATIENCE) } else { deadline };
+        let mut alone = true;
         loop {
             let chart = self.chart();
             let Some(peer) = search.next_peer(self, &chart, group) else {
@@ -103,14 +141,15 @@ impl Client {
                 }
                 return Err(search.give_up(group));
             }
-            let failure = match self.ask_peer(&peer, header.clone(), TRY_MAX.min(deadline - now)).await {
+            let failure = match self.ask_peer(group, &peer, header.clone(), TRY_MAX.min(deadline - now)).await {
                 Ok(reply) => {
                     self.set_leader(group, peer.node);
                     self.note_answer(group);
-                    return Ok(reply);
+                    return Ok((reply, alone));
                 }
                 Err(failure) => failure,
             };
+            alone &= matches!(failure.kind, FailureKind::NotLeader | FailureKind::Busy);
             self.inner.counters.meta_retries.add(1);
             match search.judge(failure, peer.node)? {
                 Step::Next => {}
@@ -123,14 +162,19 @@ impl Client {
         }
     }
 
-    async fn ask_peer(&self, peer: &Peer, header: Bytes, deadline: Duration) -> Result<Reply, Failure> {
+    async fn ask_peer(&self, group: GroupId, peer: &Peer, header: Bytes, deadline: Duration) -> Result<Reply, Failure> {
         let started = Instant::now();
         let call = Call { method: Method::Meta, header, payload: Vec::new(), deadline };
         let reply = self.inner.link.call(peer, call).await?;
         self.inner.counters.times[Timed::Meta as usize].note(started.elapsed());
         // Whatever it says, it is an answer: what was asked may have taken effect.
         let unreadable = |error| Failure::new(FailureKind::Unknown, format!("an answer that can't be read: {error}"));
-        Reply::decode(&reply.header).map_err(unreadable)
+        let (reply, time) = match Reply::decode(&reply.header).map_err(unreadable)? {
+            Reply::Timed(timed) => (Reply::decode(&timed.reply).map_err(unreadable)?, Some(timed.time)),
+            reply => (reply, None),
+        };
+        self.inner.times.note(group, time);
+        Ok(reply)
     }
 
     fn leader(&self, group: GroupId) -> Option<NodeId> {
@@ -202,6 +246,12 @@ impl Client {
             _ => Err(Failure::new(FailureKind::Internal, "the question for the map was answered otherwise")),
         }
     }
+}
+
+/// Whether a group neither decided a request nor remembers it, because of when it was issued.
+fn is_out_of_time(outcome: &Outcome) -> bool {
+    let kinds = [RefusalKind::Expired, RefusalKind::IssuedInFuture];
+    matches!(outcome, Outcome::Refused(refusal) if kinds.contains(&refusal.kind))
 }
 
 /// What to do after a voter failed to answer.

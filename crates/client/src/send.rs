@@ -97,7 +97,7 @@ impl Client {
         let data = sealed.fragments.iter().filter(|(index, _)| *index < sealed.code.k).count();
         let quorum = quorum(data, sealed.fragments.len() - data);
         let spared = self.spared(&sites, sites.len() - quorum);
-        let made = self.now().0;
+        let made = self.made();
         let puts: FuturesUnordered<_> = (sealed.fragments.iter().zip(&sites).enumerate())
             .filter(|(position, _)| spared >> position & 1 == 0)
             .map(|(position, ((index, frames), site))| {

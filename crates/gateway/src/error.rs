@@ -315,7 +315,11 @@ impl From<Refusal> for S3Error {
             RefusalKind::BadDigest => Code::BadDigest,
             RefusalKind::TokenMismatch => Code::IdempotencyParameterMismatch,
             RefusalKind::ObjectTooLarge => Code::EntityTooLarge,
-            RefusalKind::WriterFenced | RefusalKind::StaleEpoch | RefusalKind::StaleAttempt => {
+            RefusalKind::WriterFenced
+            | RefusalKind::StaleEpoch
+            | RefusalKind::StaleAttempt
+            | RefusalKind::Expired
+            | RefusalKind::IssuedInFuture => {
                 let error = S3Error::from(Code::ServiceUnavailable).header(header::RETRY_AFTER, retry_after(None));
                 return error.because(format!("{:?}: {}", refusal.kind, refusal.text));
             }

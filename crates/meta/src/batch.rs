@@ -81,6 +81,8 @@ mod tests {
             writer: None,
             token: None,
             command: Command::OpenBucket(BucketId(9)),
+            issued: None,
+            seen: None,
         }
     }
 

@@ -72,7 +72,15 @@ pub fn storage_report(data: &[u8]) {
         SetDiskState::decode(data).ok().map(Command::SetDiskState),
     ];
     for command in commands.into_iter().flatten() {
-        let mutation = Mutation { group: GROUP_SYSTEM, request: RequestId(1), writer: None, token: None, command };
+        let mutation = Mutation {
+            group: GROUP_SYSTEM,
+            request: RequestId(1),
+            writer: None,
+            token: None,
+            command,
+            issued: None,
+            seen: None,
+        };
         self::command(&mutation.to_wire());
     }
 }
@@ -115,12 +123,20 @@ impl Replica {
 
     fn run(&mut self, command: Command) -> Outcome {
         let request = RequestId(u128::from(self.index) << 64);
-        self.apply(&Mutation { group: self.group, request, writer: None, token: None, command })
+        self.apply(&Mutation {
+            group: self.group,
+            request,
+            writer: None,
+            token: None,
+            command,
+            issued: None,
+            seen: None,
+        })
     }
 
     /// Asks what walks over all rows.
     fn ask(&self) {
-        let due = || DueQuery { before: HybridTime(u64::MAX), after: None, limit: LIST_ENTRIES_MAX };
+        let due = || DueQuery { before: HybridTime(u64::MAX), after: None, limit: LIST_ENTRIES_MAX, age_ms: None };
         let queries = match self.group {
             GROUP_SYSTEM => vec![Query::Map(None), Query::Voters, Query::AccessKeys],
             _ => vec![Query::ShardStat, Query::DueDeletes(due()), Query::FillIns(due())],

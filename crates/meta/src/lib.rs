@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 mod batch;
+mod clock;
 mod config;
 mod error;
 mod files;

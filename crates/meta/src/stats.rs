@@ -59,6 +59,9 @@ pub struct GroupStats {
     pub log_entries: u64,
     /// Bytes of their payloads.
     pub log_bytes: u64,
+    /// By how many milliseconds the median of the voters' clocks is ahead of the group's time, behind it where negative:
+    /// told where this replica leads and it is beyond the bound, else 0.
+    pub clock_stray_ms: i64,
 }
 
 /// A voter's counters at one moment.

@@ -87,9 +87,19 @@ impl HybridTime {
         self.0 >> 16
     }
 
-    /// Returns a time after both `self` and the wall clock at `milliseconds`.
-    pub fn tick(self, milliseconds: u64) -> Self {
-        HybridTime::from_millis(milliseconds).max(HybridTime(self.0.saturating_add(1)))
+    /// Returns the time `milliseconds` earlier, 0 at least.
+    pub fn before(self, milliseconds: u64) -> Self {
+        HybridTime(self.0.saturating_sub(milliseconds.saturating_mul(1 << 16)))
+    }
+
+    /// Returns the time `milliseconds` later, the last one at most.
+    pub fn after(self, milliseconds: u64) -> Self {
+        HybridTime(self.0.saturating_add(milliseconds.saturating_mul(1 << 16)))
+    }
+
+    /// Returns the next time: the one for an event that follows one at `self`.
+    pub fn next(self) -> Self {
+        HybridTime(self.0.saturating_add(1))
     }
 }
 
@@ -136,9 +146,12 @@ mod tests {
     }
 
     #[test]
-    fn hybrid_time_never_runs_backwards() {
-        let late = HybridTime::from_millis(1_000);
-        assert!(late.tick(10) > late);
-        assert_eq!(late.tick(2_000), HybridTime::from_millis(2_000));
+    fn hybrid_time_stays_in_its_range() {
+        let time = HybridTime(1_000 << 16 | 7);
+        assert!(time.next() > time && time.next().millis() == 1_000);
+        assert_eq!(time.after(5), HybridTime(1_005 << 16 | 7));
+        assert_eq!(time.before(5), HybridTime(995 << 16 | 7));
+        assert_eq!(time.before(u64::MAX), HybridTime(0));
+        assert_eq!(HybridTime(u64::MAX).after(1).next(), HybridTime(u64::MAX));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A mutation names its request id; the group remembers the first outcome for
 //! [`REQUEST_MEMORY_MS`] and answers a repetition with it. Time never comes from the sender: the
-//! leader stamps the command.
+//! leader stamps the command. A sender only says when it issued a request, in the group's own time
+//! as it last saw it, so that a repetition that comes after its outcome has been forgotten is refused.
 
 pub use crate::admission::*;
 use crate::hidden::Hidden;
@@ -28,11 +29,15 @@ pub const ADDRESS_BYTES_MAX: usize = 261;
 pub const RULES_STRICT: u32 = 1;
 /// Most rows of deferred deletes that one command forgets.
 pub const FINISHED_DELETES_MAX: usize = 1000;
+/// How far a group's time may be from the median of its voters' wall clocks, and an issue time ahead of the group's
+/// time, in milliseconds.
+pub const CLOCK_BOUND_MS: u64 = 500;
 /// Most entries in one page of any list.
 pub const LIST_ENTRIES_MAX: u32 = 1000;
 
 choice! {
     /// A request to one group.
+    #[allow(clippy::large_enum_variant)]
     pub enum MetaRequest {
         /// Decided by one commit.
         1 => Mutate(Mutation),
@@ -46,6 +51,8 @@ record! {
     pub struct GroupQuery {
         1 => group: GroupId,
         2 => query: Query,
+        /// The highest time that the sender has seen; the answer is then `Reply::Timed`. 0 before the first.
+        3 -> seen: Option<HybridTime>,
     }
 }
 
@@ -59,6 +66,12 @@ record! {
         /// A client's own token (`x-amz-client-token`, or implied).
         4 => token: Option<ClientToken>,
         5 => command: Command,
+        /// When the request was first sent, in the group's time. The group refuses what is as old as an outcome that
+        /// it has forgotten (`Expired`). Absent: a sender of unknown age (an old gateway, or a voter itself, which
+        /// never repeats a request), protected by its request id alone.
+        6 -> issued: Option<HybridTime>,
+        /// The highest time that the sender has seen in any group, as in `GroupQuery`. Not part of the log.
+        7 -> seen: Option<HybridTime>,
     }
 }
 
@@ -104,6 +117,8 @@ choice! {
         14 => OpenAttempt(BucketAttempt),
         /// As `CloseBucket`, for a numbered change; changes before it are refused from then on.
         15 => CloseAttempt(BucketAttempt),
+        /// Confirms a jump of time by more than a day: what expires goes by the group's time again. Any group.
+        40 => ConfirmTime,
 
         64 => CreateBucket(CreateBucket),
         65 => ActivateBucket(BucketId),
@@ -444,6 +459,11 @@ numbered! {
         Invalid = 25,
         /// A later change of the bucket has begun.
         StaleAttempt = 26,
+        /// The request is as old as outcomes that the group has forgotten: it may have been decided before, so it is
+        /// not decided again. Not remembered: the group refuses it for ever.
+        Expired = 40,
+        /// The request claims to have been issued after the group's present time. Not remembered.
+        IssuedInFuture = 41,
         /// No certificate has this serial number, or it has ended.
         NoSuchCertificate = 48,
     }
@@ -549,6 +569,8 @@ record! {
         /// Row key after which the page starts.
         2 => after: Option<Bytes>,
         3 => limit: u32,
+        /// Only rows at least as old as this by the group's own time, in milliseconds: no clock of the sender counts.
+        4 -> age_ms: Option<u64>,
     }
 }
 
@@ -586,9 +608,20 @@ choice! {
         71 => Absent(RefusalKind),
         /// The outcome of a mutation.
         72 => Outcome(Outcome),
+        /// Any of these with the group's time, for senders that say what they have seen.
+        80 => Timed(TimedReply),
         96 => JoinToken(JoinTokenRow),
         97 => JoinTokens(JoinTokenList),
         98 => Certificates(CertificateList),
+    }
+}
+
+record! {
+    /// A reply with the group's time when it was made.
+    pub struct TimedReply {
+        1 => time: HybridTime,
+        /// The encoded `Reply`; never a `Timed` one.
+        2 => reply: Bytes,
     }
 }
 
@@ -682,6 +715,8 @@ record! {
         7 => buckets: Vec<(BucketId, BucketUsage)>,
         /// Dropped uploads and buckets that wait to be taken apart; none = 0.
         8 -> discards: Option<u64>,
+        /// Milliseconds by which expiry waits since a jump of time that nobody has confirmed.
+        20 -> expiry_held_ms: Option<u64>,
     }
 }
 

@@ -82,7 +82,8 @@ impl Command {
             | Command::CreateJoinToken(_)
             | Command::RevokeJoinToken(_)
             | Command::RevokeCertificate(_)
-            | Command::DenyNode(_) => &[Role::Admin],
+            | Command::DenyNode(_)
+            | Command::ConfirmTime => &[Role::Admin],
             Command::RaiseFence(_)
             | Command::RaiseRules(_)
             | Command::TakeApart
@@ -163,7 +164,15 @@ mod tests {
     use bytes::Bytes;
 
     fn mutation(command: Command) -> MetaRequest {
-        MetaRequest::Mutate(Mutation { group: GROUP_SYSTEM, request: RequestId(1), writer: None, token: None, command })
+        MetaRequest::Mutate(Mutation {
+            group: GROUP_SYSTEM,
+            request: RequestId(1),
+            writer: None,
+            token: None,
+            command,
+            issued: None,
+            seen: None,
+        })
     }
 
     fn is_denied(request: &MetaRequest, role: Role) -> bool {
@@ -246,7 +255,7 @@ mod tests {
 
     #[test]
     fn storage_nodes_read_the_map_and_nothing_else() {
-        let ask = |query| MetaRequest::Query(GroupQuery { group: GROUP_SYSTEM, query });
+        let ask = |query| MetaRequest::Query(GroupQuery { group: GROUP_SYSTEM, query, seen: None });
         assert!(!is_denied(&ask(Query::Map(None)), Role::Storage));
         for query in [Query::AccessKey("PLK".into()), Query::AccessKeys, Query::Voters, Query::Bucket("b".into())] {
             assert!(is_denied(&ask(query), Role::Storage));

@@ -35,6 +35,9 @@ pub struct Config {
     /// Logging.
     #[serde(default)]
     pub log: LogSection,
+    /// Deliberate faults, for tests.
+    #[serde(default, skip_serializing_if = "TestSection::is_default")]
+    pub test: TestSection,
 }
 
 /// Who the node is.
@@ -183,7 +186,8 @@ pub struct GatewaySection {
     /// Body bytes in flight, all requests together, each counted with at most 12 MiB; beyond it `SlowDown`. At least
     /// 32 MiB.
     pub body_bytes_max: u64,
-    /// How long deleted data is kept before it is destroyed, in seconds.
+    /// How long deleted and overwritten data is kept before it is destroyed, in seconds of the cluster's own time: a
+    /// GET that began before the deletion reads on for as long.
     pub deferred_delete_seconds: u64,
 }
 
@@ -196,7 +200,7 @@ impl Default for GatewaySection {
             tls_certificate: None,
             tls_private_key: None,
             body_bytes_max: plinth_gateway::BODY_BYTES_IN_FLIGHT,
-            deferred_delete_seconds: 60,
+            deferred_delete_seconds: plinth_client::RETENTION.as_secs(),
         }
     }
 }
@@ -252,6 +256,21 @@ impl From<KeysInLogs> for plinth_gateway::KeyLogging {
 impl Default for LogSection {
     fn default() -> Self {
         LogSection { format: LogFormat::Json, level: "info".into(), keys: KeysInLogs::Hash }
+    }
+}
+
+/// Deliberate faults, for tests. Accepted only where every address in the configuration is one of the loopback: no
+/// cluster of several machines can be given them, and a node that has one says so at every start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TestSection {
+    /// Milliseconds by which the process's wall clock is ahead of the machine's, behind it where negative.
+    pub clock_offset_ms: i64,
+}
+
+impl TestSection {
+    fn is_default(&self) -> bool {
+        *self == TestSection::default()
     }
 }
 
@@ -359,6 +378,12 @@ impl Config {
         }) {
             return fail(&format!("{section}.listen: {address} is taken by another socket of this node"));
         }
+        let peers = self.cluster.meta.iter().filter_map(|peer| parse_meta_peer(peer)).map(|(_, address)| address);
+        let own = sockets.iter().map(|(_, address)| address.to_string()).chain(self.transport.advertise.clone());
+        let mut addresses = peers.chain(own);
+        if !self.test.is_default() && !addresses.all(|address| is_loopback(&address)) {
+            return fail("test.*: deliberate faults are for clusters on the loopback alone; remove the section");
+        }
         if let Err(text) = crate::logging::check(&self.log.level) {
             return fail(&text);
         }
@@ -404,6 +429,14 @@ impl Config {
         ];
         options.into_iter().flatten().for_each(fix);
         self
+    }
+}
+
+/// Whether an address, `<host>:<port>`, can be reached from its own machine alone.
+fn is_loopback(address: &str) -> bool {
+    match address.parse::<std::net::SocketAddr>() {
+        Ok(address) => address.ip().is_loopback(),
+        Err(_) => address.rsplit_once(':').is_some_and(|(host, _)| host == "localhost"),
     }
 }
 
@@ -487,8 +520,11 @@ pub fn default_text() -> String {
         },
         observability: ObservabilitySection::default(),
         log: LogSection::default(),
+        test: TestSection::default(),
     };
-    toml::to_string_pretty(&config).expect("the configuration's types all have a TOML form")
+    let text = toml::to_string_pretty(&config).expect("the configuration's types all have a TOML form");
+    // Left out of the files that `plinth init` writes.
+    text + "\n[test]\nclock_offset_ms = 0\n"
 }
 
 fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, ConfigError> {
@@ -691,6 +727,24 @@ mod tests {
         assert_eq!(advertised("0.0.0.0:7000", Some("s1.dc:7000")).as_deref(), Some("s1.dc:7000"));
         for listen in ["0.0.0.0:7000", "[::]:7000", "127.0.0.1:0"] {
             assert_eq!(advertised(listen, None), None, "{listen}");
+        }
+    }
+
+    #[test]
+    fn deliberate_faults_are_refused_beyond_the_loopback() {
+        let skewed = vec![("PLINTH__TEST__CLOCK_OFFSET_MS".to_string(), "-1200000".to_string())];
+        let (_folder, file) = write(&default_text());
+        assert_eq!(Config::load(&file, &skewed).unwrap().test.clock_offset_ms, -1_200_000);
+        for (good, bad) in [
+            ("listen = \"127.0.0.1:7000\"", "listen = \"10.0.0.1:7000\""),
+            ("listen = \"127.0.0.1:9002\"", "listen = \"0.0.0.0:9002\""),
+            ("1@127.0.0.1:7001", "1@meta.example:7001"),
+        ] {
+            assert!(default_text().contains(good), "{good}");
+            let (_folder, file) = write(&default_text().replacen(good, bad, 1));
+            let error = Config::load(&file, &skewed).unwrap_err().to_string();
+            assert!(error.contains("loopback"), "{error}");
+            Config::load(&file, &[]).unwrap();
         }
     }
 

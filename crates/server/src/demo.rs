@@ -39,7 +39,7 @@ pub const BUCKET: &str = "demo";
 /// The demo's cluster.
 pub const NAME: &str = "demo";
 /// How long deleted data is kept in a demo, in seconds.
-pub const DEFERRED_DELETE_SECONDS: u64 = 10;
+pub const DEFERRED_DELETE_SECONDS: u64 = 60;
 
 /// How long certificates are valid in a demo, which renews none.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,7 +1,7 @@
 //! Snapshots as Prometheus families: names, units and labels of the metrics table in the documentation.
 
 use plinth_client::{CALL_TIME_BOUNDS_US, CallTimes, Client};
-use plinth_meta::{COMMIT_BUCKETS_MS, MetaStats, ReplicaState};
+use plinth_meta::{COMMIT_BUCKETS_MS, GroupStats, MetaStats, ReplicaState};
 use plinth_protocol::DiskId;
 use plinth_protocol::storage::IoClass;
 use plinth_storage::StorageNode;
@@ -245,6 +245,7 @@ pub fn meta_families(stats: &MetaStats, at_risk: usize) -> Vec<MetricFamily> {
             "Messages of voters that group 0 does not know.",
             vec![(vec![], stats.refused_messages)],
         ),
+        clock_jumps(stats),
         gauge("plinth_meta_database_bytes", "Bytes of the databases' files.", vec![(vec![], database as f64)]),
         gauge(
             "plinth_meta_free_bytes",
@@ -267,6 +268,17 @@ fn log_families(stats: &MetaStats) -> [MetricFamily; 3] {
             vec![(vec![], stats.log_damaged as f64)],
         ),
     ]
+}
+
+fn clock_jumps(stats: &MetaStats) -> MetricFamily {
+    let led = stats.groups.iter().filter(|group| group.state == ReplicaState::Leader);
+    let jump =
+        |group: &GroupStats| (vec![("group", group.group.to_string())], group.clock_stray_ms as f64 * MILLISECOND);
+    gauge(
+        "plinth_raft_clock_jump_seconds",
+        "How far the median of the voters' clocks is from the time of a group led here, where beyond the bound.",
+        led.map(jump).collect(),
+    )
 }
 
 /// One side of the node transport, for metrics.
@@ -350,7 +362,14 @@ pub fn client_families(client: &Client) -> Vec<MetricFamily> {
         let (bounds, counts) = (&CALL_TIME_BOUNDS_US[..], &times.classes[..]);
         (kind(name), Buckets { bounds, counts, sum: times.sum_us, unit: MICROSECOND })
     });
+    let offset = client.clock_offset_ms().map(|offset| (vec![], offset as f64 * MILLISECOND));
+    let offset = gauge(
+        "plinth_clock_offset_seconds",
+        "How far this node's wall clock is ahead of the cluster's time.",
+        offset.into_iter().collect(),
+    );
     vec![
+        offset,
         histogram("plinth_client_call_duration_seconds", "Time of answered calls by what was asked.", durations.into()),
         counter(
             "plinth_fragment_reads_total",

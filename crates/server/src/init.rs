@@ -508,6 +508,7 @@ fn node_config(plan: &Plan, node: &PlannedNode, folder: &Path, meta: Vec<String>
         },
         observability: ObservabilitySection { listen: node.health.to_string() },
         log: LogSection::default(),
+        test: TestSection::default(),
     }
 }
 

@@ -226,6 +226,7 @@ fn write_node(args: &JoinArgs, folder: &Path, key: &NodeKey, admitted: &JoinRepl
         },
         observability: ObservabilitySection { listen: args.health.to_string() },
         log: LogSection::default(),
+        test: TestSection::default(),
     };
     let text =
         toml::to_string_pretty(&config).map_err(|error| Trouble::new(Exit::Failed, "E2008", error.to_string()))?;

@@ -14,14 +14,14 @@ use plinth_admin::view;
 use plinth_client::Client;
 use plinth_meta::{MetaNode, MetaStats, VoterReport};
 use plinth_protocol::map::{ClusterMap, State};
-use plinth_protocol::meta::{DueQuery, NodeReason, NodeReport, Query};
+use plinth_protocol::meta::{CLOCK_BOUND_MS, DueQuery, NodeReason, NodeReport, Query};
 use plinth_protocol::{Epoch, GROUP_SYSTEM, HybridTime, NodeId, Role};
 use plinth_transport::BoxFuture;
 use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -32,7 +32,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How often the leader of the system group counts the whole cluster, in probes.
 const OVERVIEW_EVERY_PROBES: u32 = 20;
 /// Everything that can keep a node from being ready, with how bad it is. Those below S200 are the cluster's.
-const CHECKS: [(&str, &str); 15] = [
+const CHECKS: [(&str, &str); 17] = [
     ("M101", "critical"),
     ("L401", "critical"),
     ("S201", "critical"),
@@ -45,10 +45,18 @@ const CHECKS: [(&str, &str); 15] = [
     ("S208", "warning"),
     ("S209", "critical"),
     ("S210", "critical"),
+    ("S211", "critical"),
+    ("S212", "warning"),
     ("D201", "warning"),
     ("D202", "critical"),
     ("M107", "warning"),
 ];
+/// How far a gateway's clock may be from the cluster's time before it takes no traffic, in milliseconds: it would refuse
+/// requests as too old or too new (15 min) whose senders' clocks are right.
+const CLOCK_OFFSET_MS_MAX: u64 = 5 * 60 * 1000;
+/// From where on a node's clock is told to be wrong, in milliseconds: twice the bound of the cluster's time, which may
+/// itself be off by one.
+const CLOCK_OFFSET_MS_WARN: u64 = 2 * CLOCK_BOUND_MS;
 /// How long that answer may take before the node calls itself not ready.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -76,6 +84,8 @@ struct PartMeasures {
     meta: Mutex<MetaStats>,
     /// Why the system group does not answer, where it does not.
     trouble: Mutex<Option<String>>,
+    /// Whether the log has been told that the wall clock is off.
+    clock_told: AtomicBool,
 }
 
 impl Measures {
@@ -97,6 +107,7 @@ impl Measures {
             client: Mutex::default(),
             meta: Mutex::default(),
             trouble: Mutex::default(),
+            clock_told: AtomicBool::new(false),
         });
         let own: Weak<dyn SelfReport> = Arc::downgrade(&(parts.clone() as Arc<dyn SelfReport>));
         let _ = parts.service.parts.own.set(own);
@@ -141,6 +152,7 @@ impl Measures {
             if let Some(client) = self.parts.client() {
                 let trouble = self.ask_metadata(&client).await;
                 *lock(&self.parts.trouble) = trouble;
+                self.parts.look_at_clock(&client);
             }
             self.tell(&mut told);
             tokio::select! {
@@ -156,7 +168,7 @@ impl Measures {
         let mut questions = vec![(GROUP_SYSTEM, Query::Map(Some(map.epoch)))];
         if self.parts.is_gateway {
             // The cheapest question to a shard: the first of no rows.
-            let none = DueQuery { before: HybridTime(0), after: None, limit: 1 };
+            let none = DueQuery { before: HybridTime(0), after: None, limit: 1, age_ms: None };
             questions.extend(map.shards.iter().map(|shard| (shard.group, Query::FillIns(none.clone()))));
         }
         let asked = questions.into_iter().map(|(group, query)| client.query(group, query, deadline));
@@ -251,7 +263,7 @@ impl SelfReport for PartMeasures {
             Some(meta) => meta.own_map(known),
             None => seen().map(|map| map.as_ref().clone()),
         };
-        let (node, reasons) = (self.node, self.own_reasons());
+        let (node, reasons) = (self.node, self.own_reasons_and_clock());
         let none = NodeReport { node, map: None, raft: None, voters: vec![], refused_by: vec![], reasons: vec![] };
         let report = meta.map_or(none, |meta| self.voter_report(meta));
         NodeReport { map, reasons, ..report }
@@ -263,8 +275,23 @@ impl PartMeasures {
         lock(&self.client).clone()
     }
 
+    /// Tells the log when the wall clock goes wrong, and when it is right again.
+    fn look_at_clock(&self, client: &Client) {
+        let Some(offset_ms) = client.clock_offset_ms() else { return };
+        let off = offset_ms.unsigned_abs() >= CLOCK_OFFSET_MS_WARN;
+        match (self.clock_told.swap(off, Ordering::Relaxed), off) {
+            (false, true) => tracing::error!(
+                event = "clock_off",
+                offset_ms,
+                "this node's wall clock is not the cluster's time: set it right (chrony, NTP)"
+            ),
+            (true, false) => tracing::info!(event = "clock_right", offset_ms, "this node's wall clock is right again"),
+            _ => {}
+        }
+    }
+
     fn readiness(&self) -> Readiness {
-        let own = self.own_reasons();
+        let own = self.own_reasons_and_clock();
         let mut readiness = Readiness::default();
         for reason in own {
             let stops = self.stops(&reason.code);
@@ -318,6 +345,22 @@ impl PartMeasures {
             "S205" => Stops::Writes,
             _ => Stops::Everything,
         }
+    }
+
+    /// Returns what is wrong with this node itself, a gateway's clock included.
+    fn own_reasons_and_clock(&self) -> Vec<NodeReason> {
+        let mut reasons = self.own_reasons();
+        let offset_ms = self.client().and_then(|client| client.clock_offset_ms()).unwrap_or(0);
+        if self.is_gateway && offset_ms.unsigned_abs() >= CLOCK_OFFSET_MS_MAX {
+            let text =
+                format!("the clock is {} s off: signed requests are refused as too old or too new", offset_ms / 1000);
+            reasons.push(NodeReason {
+                code: "S211".into(),
+                text,
+                next: "set the node's clock right (chrony, NTP)".into(),
+            });
+        }
+        reasons
     }
 
     /// Returns what is wrong with this node itself.
@@ -380,6 +423,10 @@ impl PartMeasures {
     fn checks(&self, ready: &Readiness) -> Vec<(Vec<(&'static str, String)>, f64)> {
         let mut found: BTreeSet<(String, String)> =
             ready.all().map(|reason| (reason.code.clone(), severity_of(&reason.code).to_string())).collect();
+        let offset_ms = self.client().and_then(|client| client.clock_offset_ms()).unwrap_or(0);
+        if offset_ms.unsigned_abs() >= CLOCK_OFFSET_MS_WARN {
+            found.insert(("S212".into(), "warning".into()));
+        }
         let mut known: BTreeSet<(String, String)> =
             CHECKS.iter().map(|(code, severity)| (code.to_string(), severity.to_string())).collect();
         if let Some(map) = self.client().map(|client| client.map()).filter(|_| overview::leads(&lock(&self.meta))) {

@@ -25,7 +25,7 @@ use plinth_protocol::meta::{Command, SetNodeState};
 use plinth_protocol::*;
 use plinth_transport::{Credentials, Identity, Link, LocalNetwork, Peer, Server, ServerConfig, TlsLink};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -44,10 +44,29 @@ const GOODBYE_TIME_MAX: Duration = Duration::from_secs(1);
 /// (25 s), so that it is the gateway that says which it cut off.
 const STOP_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// By how many milliseconds the wall clock is wrong on purpose; 0 outside tests (`config::TestSection`).
+static CLOCK_OFFSET_MS: AtomicI64 = AtomicI64::new(0);
+
 /// Returns the wall clock: the one place of the binary that reads it.
 #[allow(clippy::disallowed_methods)]
 pub fn wall_clock() -> SystemTime {
-    SystemTime::now()
+    let offset_ms = CLOCK_OFFSET_MS.load(Ordering::Relaxed);
+    let offset = Duration::from_millis(offset_ms.unsigned_abs());
+    let now = SystemTime::now();
+    let shifted = if offset_ms < 0 { now.checked_sub(offset) } else { now.checked_add(offset) };
+    shifted.unwrap_or(now)
+}
+
+/// Sets the process's wall clock wrong, and says so.
+fn shift_wall_clock(offset_ms: i64) {
+    if offset_ms != 0 {
+        CLOCK_OFFSET_MS.store(offset_ms, Ordering::Relaxed);
+        tracing::error!(
+            event = "test_clock",
+            offset_ms,
+            "test.clock_offset_ms is set: this node's wall clock is wrong on purpose"
+        );
+    }
 }
 
 /// Returns the wall clock in milliseconds since 1970.
@@ -155,6 +174,7 @@ impl Node {
         network: Network,
         control: Option<Arc<dyn ProcessControl>>,
     ) -> Result<Node, Trouble> {
+        shift_wall_clock(config.test.clock_offset_ms);
         let secrets = Secrets::load(&config).map_err(|error| Trouble::new(Exit::Usage, "E2004", error.to_string()))?;
         let identity = secrets.identity.clone();
         crate::logging::names::learn_one(identity.node.0, &config.node.name);

@@ -132,6 +132,11 @@ impl Overview {
             ),
             gauge("plinth_fill_in_fragments", "Stripes that owe a fragment.", one(status.owed_stripes)),
             gauge("plinth_gc_pending_stripes", "Deleted stripes that wait for the safe point.", one(deferred)),
+            gauge(
+                "plinth_expiry_held_seconds",
+                "How long expiry waits since a jump of time that nobody has confirmed.",
+                one(status.expiry_held_ms / 1000),
+            ),
             gauge("plinth_bucket_objects", "Live objects.", objects),
             gauge("plinth_bucket_bytes", "Bytes of live objects.", bytes),
         ]
@@ -205,6 +210,7 @@ mod tests {
             database_bytes: 0,
             log_entries: 0,
             log_bytes: 0,
+            clock_stray_ms: 0,
         }
     }
 

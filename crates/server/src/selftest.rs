@@ -177,7 +177,7 @@ async fn owed(client: &Client) -> Result<usize, Trouble> {
     let mut count = 0;
     let groups: Vec<GroupId> = client.map().shards.iter().map(|shard| shard.group).collect();
     for group in groups {
-        let query = Query::FillIns(DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000 });
+        let query = Query::FillIns(DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000, age_ms: None });
         match client.query(group, query, Instant::now() + STEP_TIME_MAX).await? {
             Reply::FillIns(page) => count += page.rows.len(),
             other => return Err(broken(format!("unexpected reply {other:?}"))),

@@ -143,7 +143,7 @@ async fn check_disk(meta: &MetaNode, asked: &MetaRequest, caller: NodeId, deadli
         Command::RegisterDisk(record) => record.disk,
         _ => return Ok(()),
     };
-    let query = GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None) };
+    let query = GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None), seen: None };
     match meta.handle_meta(MetaRequest::Query(query), deadline).await? {
         Reply::Map(map) if map.disk(disk).is_some_and(|known| known.node != caller) => {
             Err(Failure::new(FailureKind::Denied, format!("disk {disk} is another node's")))

@@ -204,7 +204,8 @@ impl World {
         self.entries += 1;
         let at = LogPosition { term: 1, leader: NodeId(1), index: self.entries };
         let request = RequestId(u128::from(self.entries));
-        let mutation = Mutation { group, request, writer: None, token: None, command: command.clone() };
+        let mutation =
+            Mutation { group, request, writer: None, token: None, command: command.clone(), issued: None, seen: None };
         let machine = match SHARDS.iter().position(|shard| *shard == group) {
             Some(shard) => &mut self.shards[shard],
             None => &mut self.system,

@@ -78,7 +78,7 @@ async fn get(client: &Client, bucket: BucketId, key: &str) -> Option<Vec<u8>> {
 }
 
 async fn owed(client: &Client) -> usize {
-    let query = Query::FillIns(DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000 });
+    let query = Query::FillIns(DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000, age_ms: None });
     match client.query(GroupId(1), query, deadline()).await.unwrap() {
         Reply::FillIns(page) => page.rows.len(),
         other => panic!("{other:?}"),

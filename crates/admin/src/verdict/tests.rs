@@ -89,6 +89,7 @@ fn scene(storage: u64, k: u8, m: u8) -> Scene {
         fence: WriterId(0),
         buckets: vec![],
         discards: None,
+        expiry_held_ms: None,
     };
     Scene { map, answers, shards: vec![stat], confirmed: true }
 }

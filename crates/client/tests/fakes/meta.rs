@@ -76,17 +76,18 @@ impl FakeMeta {
             return Err(Failure::new(kind, "after the loss"));
         }
         let mut state = self.state.lock().unwrap();
+        let now = HybridTime::from_millis(self.wall.load(Ordering::Relaxed));
+        let timed = |reply: Reply| reply_bytes(&Reply::Timed(TimedReply { time: now, reply: reply.to_bytes() }));
         match MetaRequest::decode(&request.header)? {
             MetaRequest::Mutate(Mutation { command: Command::RegisterWriter(_), .. })
                 if self.no_writers.load(Ordering::Relaxed) =>
             {
                 Err(Failure::new(FailureKind::Unavailable, "group 0 is away"))
             }
-            MetaRequest::Query(query) => Ok(reply_bytes(&state.query(query.group, query.query))),
+            MetaRequest::Query(query) => Ok(timed(state.query(now, query.group, query.query))),
             MetaRequest::Mutate(mutation) => {
                 let known = state.outcomes.get(&mutation.request).cloned();
-                let at = HybridTime::from_millis(self.wall.load(Ordering::Relaxed));
-                let outcome = known.unwrap_or_else(|| state.apply(at, &mutation));
+                let outcome = known.unwrap_or_else(|| state.apply(now, &mutation));
                 state.outcomes.insert(mutation.request, outcome.clone());
                 let lost =
                     self.lose_answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
@@ -94,7 +95,7 @@ impl FakeMeta {
                     self.has_lost.store(true, Ordering::Relaxed);
                     return Err(Failure::new(FailureKind::Unknown, "the answer was lost"));
                 }
-                Ok(reply_bytes(&Reply::Outcome(outcome)))
+                Ok(timed(Reply::Outcome(outcome)))
             }
         }
     }
@@ -287,7 +288,7 @@ impl State {
         }
     }
 
-    pub fn query(&self, group: GroupId, query: Query) -> Reply {
+    pub fn query(&self, now: HybridTime, group: GroupId, query: Query) -> Reply {
         let map = self.map.as_ref().unwrap();
         match query {
             Query::Map(known) if known == Some(map.epoch) => Reply::MapUnchanged,
@@ -321,7 +322,8 @@ impl State {
             }
             Query::DueDeletes(due) => {
                 let from = due.after.map_or(0, |after| row_number(&after) + 1);
-                let old = |row: &(GroupId, HybridTime, Vec<StripeRef>)| row.0 == group && row.1 < due.before;
+                let before = now.before(due.age_ms.unwrap());
+                let old = |row: &(GroupId, HybridTime, Vec<StripeRef>)| row.0 == group && row.1 <= before;
                 let mut rows = self.deletes.range(from..).filter(|(_, row)| old(row));
                 let page = rows.by_ref().take(due.limit as usize).map(|(number, (_, at, stripes))| DueDelete {
                     row: row_key(*number),
@@ -330,6 +332,7 @@ impl State {
                 });
                 Reply::DueDeletes(DuePage { rows: page.collect(), more: rows.next().is_some() })
             }
+            Query::ShardStat => Reply::Absent(RefusalKind::NoSuchKey),
             other => panic!("the client does not ask {other:?} of {group} ({GROUP_SYSTEM})"),
         }
     }

@@ -107,7 +107,7 @@ impl Fake {
 
 impl State {
     fn now(&mut self) -> HybridTime {
-        self.last = HybridTime(self.last).tick(wall_ms()).0;
+        self.last = HybridTime::from_millis(wall_ms()).max(HybridTime(self.last).next()).0;
         HybridTime(self.last)
     }
 

@@ -30,6 +30,8 @@ fn batch() -> Bytes {
         writer: None,
         token: None,
         command: Command::OpenBucket(BucketId(9)),
+        issued: None,
+        seen: None,
     };
     let mut builder = BatchBuilder::with_capacity(0);
     builder.push(&encode_mutation(&mutation));

@@ -1,7 +1,7 @@
 //! What a voter does by itself: every replica keeps its log short; the leader of the system group
 //! founds the cluster, records voters, and watches over the nodes.
 
-use super::Inner;
+use super::{Inner, Proposer};
 use crate::raft::group::RaftGroup;
 use crate::raft::machine::blocking;
 use crate::room::Sizes;
@@ -38,14 +38,15 @@ const REFUSED_PINGS_MAX: u32 = 2;
 /// How often floors that moved are recorded at most.
 const FLOOR_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Flushes and purges a replica, for as long as it lives.
-pub(super) async fn keep(group: RaftGroup) {
+/// Flushes and purges a replica, and keeps its time running where it leads, for as long as it lives.
+pub(super) async fn keep(group: RaftGroup, proposer: Arc<Proposer>) {
     let mut flushed_at = Instant::now();
     loop {
         tokio::time::sleep(KEEP_INTERVAL).await;
         if group.keep(flushed_at.elapsed()).await {
             flushed_at = Instant::now();
         }
+        proposer.keep_time().await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::voter_file::{self, LogPlan};
 use super::{Inner, OpenGroup, Proposer, Reads};
+use crate::clock::NodeClock;
 use crate::files::{Files, SystemFiles};
 use crate::ledger::Ledger;
 use crate::log::engine::lock;
@@ -34,11 +35,13 @@ pub(super) async fn open_node(config: MetaConfig, link: Arc<dyn Link>) -> Result
     let ledger = Arc::new(Ledger::new(config.node, log.log_id, log.boot, session, log.floor.clone()));
     let limits = config.limits.clone();
     let memory = RocksMemory::new(limits.database_cache_bytes, limits.database_buffer_bytes);
+    let clock = Arc::new(NodeClock::new(config.node, config.clock.clone()));
     let wires = Arc::new(Wires {
         link,
         ledger: ledger.clone(),
         files,
         limits,
+        clock,
         room: Room::default(),
         retention: Retention::default(),
         transfers: AtomicU64::new(0),
@@ -184,13 +187,13 @@ async fn open_group(inner: &Arc<Inner>, group: GroupId, log: GroupLog) -> Result
     {
         raft.initialize(voters).await?;
     }
-    let proposer = Proposer::new(raft.clone(), config.limits.clone(), config.clock.clone());
+    let proposer = Proposer::new(raft.clone(), config.limits.clone(), inner.wires.clock.clone());
     let reads = Reads::new(raft.clone(), config.limits.queue_reads_max);
     let leader_changes = Arc::new(AtomicU64::new(0));
     let mut tasks = vec![
         tokio::spawn(proposer.clone().run()),
         tokio::spawn(reads.clone().run()),
-        tokio::spawn(super::duties::keep(raft.clone())),
+        tokio::spawn(super::duties::keep(raft.clone(), proposer.clone())),
         tokio::spawn(super::duties::watch(Arc::downgrade(inner), raft.clone(), leader_changes.clone())),
     ];
     if group != GROUP_SYSTEM {

@@ -21,10 +21,11 @@ use crate::{MetaConfig, MetaError};
 use bytes::Bytes;
 use plinth_protocol::map::ClusterMap;
 use plinth_protocol::meta::{
-    AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, Mutation, Outcome, Query, RaftStatus, Reply, VoterSight,
+    AdminReply, AdminRequest, Command, GroupQuery, MetaRequest, Mutation, Outcome, Query, RaftStatus, Reply,
+    TimedReply, VoterSight,
 };
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{Epoch, Failure, FailureKind, GROUP_SYSTEM, GroupId, NodeId, RequestId};
+use plinth_protocol::{Epoch, Failure, FailureKind, GROUP_SYSTEM, GroupId, HybridTime, NodeId, RequestId};
 use plinth_transport::{Link, Response};
 use proposer::Proposer;
 use reads::Reads;
@@ -38,6 +39,8 @@ use tokio::time::Instant;
 
 /// How long a stopping voter waits for another to take over its groups.
 const HAND_OVER_MAX: Duration = Duration::from_millis(1_500);
+/// Retention of deleted data where the asker does not tell its own, as gateways before this field did not.
+const RETENTION_MS_UNTOLD: u64 = 60_000;
 /// How long it waits for calls in flight to let go of the log.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
@@ -101,19 +104,32 @@ impl MetaNode {
     /// `Busy` where too much waits, with `Unknown` where a mutation may or may not have been decided: ask again
     /// with the same request id.
     pub async fn handle_meta(&self, request: MetaRequest, deadline: Instant) -> Result<Reply, Failure> {
+        let (group, seen) = seen_by(&request);
         let answer = match request {
-            MetaRequest::Mutate(mutation) => self.inner.mutate(&mutation, deadline).await.map(Reply::Outcome),
-            MetaRequest::Query(GroupQuery { group, query }) => self.inner.query(group, query, deadline).await,
+            MetaRequest::Mutate(mutation) => {
+                // What the sender has seen is not part of what is decided.
+                let mutation = Mutation { seen: None, ..mutation };
+                self.inner.mutate(&mutation, seen, deadline).await.map(Reply::Outcome)
+            }
+            MetaRequest::Query(GroupQuery { group, query, .. }) => self.inner.query(group, query, deadline).await,
         };
-        answer.map_err(|failure| self.inner.with_address(failure))
+        let reply = answer.map_err(|failure| self.inner.with_address(failure))?;
+        match seen {
+            Some(_) => self.inner.timed(group, reply.to_bytes()),
+            None => Ok(reply),
+        }
     }
 
     /// As [`MetaNode::handle_meta`], with the reply's bytes; listings are not taken apart on the way.
     pub async fn handle_meta_encoded(&self, request: MetaRequest, deadline: Instant) -> Result<Bytes, Failure> {
         match request {
-            MetaRequest::Query(GroupQuery { group, query }) => {
+            MetaRequest::Query(GroupQuery { group, query, seen }) => {
                 let answer = self.inner.query_encoded(group, query, deadline).await;
-                answer.map_err(|failure| self.inner.with_address(failure))
+                let reply = answer.map_err(|failure| self.inner.with_address(failure))?;
+                match seen {
+                    Some(_) => Ok(self.inner.timed(group, reply)?.to_bytes()),
+                    None => Ok(reply),
+                }
             }
             mutate => Ok(self.handle_meta(mutate, deadline).await?.to_bytes()),
         }
@@ -132,6 +148,8 @@ impl MetaNode {
         if let Some(address) = &header.address {
             self.inner.wires.link.learn_address(from, address);
         }
+        let clock = &self.inner.wires.clock;
+        clock.note(from, header.wall_ms);
         let Answer { body, payload } = match header.call {
             RaftCall::Reach => {
                 admin::reach(&self.inner, &Learner::decode(&header.body)?).await?;
@@ -139,11 +157,15 @@ impl MetaNode {
             }
             call => {
                 let group = self.inner.group_for(header.group, call).await?;
+                if let Some(time) = header.time.filter(|_| call == RaftCall::Append && !group.raft.is_leader()) {
+                    clock.follow(header.group, time);
+                }
                 group.raft.handle(call, &header.body, payload).await?
             }
         };
         let no_room = self.inner.wires.room.is_short();
-        let reply = RaftReply { from: self.inner.ledger.identity(), body, no_room };
+        let (wall_ms, time) = (Some(clock.wall_ms()), clock.peek(header.group));
+        let reply = RaftReply { from: self.inner.ledger.identity(), body, no_room, wall_ms, time };
         Ok(Response { header: reply.to_bytes(), payload })
     }
 
@@ -257,8 +279,19 @@ impl Inner {
         }
     }
 
-    /// Decides a mutation in its group.
-    pub(crate) async fn mutate(&self, mutation: &Mutation, deadline: Instant) -> Result<Outcome, Failure> {
+    /// Puts a reply beside the group's time.
+    fn timed(&self, group: GroupId, reply: Bytes) -> Result<Reply, Failure> {
+        let time = self.wires.clock.peek(group).unwrap_or(HybridTime(0));
+        Ok(Reply::Timed(TimedReply { time, reply }))
+    }
+
+    /// Decides a mutation in its group. `seen` is the highest time that its sender has seen anywhere.
+    pub(crate) async fn mutate(
+        &self,
+        mutation: &Mutation,
+        seen: Option<HybridTime>,
+        deadline: Instant,
+    ) -> Result<Outcome, Failure> {
         self.check_closed(mutation.group)?;
         let group = self.group(mutation.group)?;
         let moment = group.raft.moment();
@@ -268,6 +301,9 @@ impl Inner {
         if state::grows(&mutation.command) {
             self.wires.room.check_growth(self.config.node, || group.raft.status().voters)?;
         }
+        if seen.is_some() {
+            group.proposer.now(seen);
+        }
         group.proposer.mutate(mutation, deadline).await
     }
 
@@ -275,8 +311,9 @@ impl Inner {
     pub(crate) async fn command(&self, group: GroupId, command: Command, wait: Duration) -> Result<Outcome, Failure> {
         let count = self.requests.fetch_add(1, Ordering::Relaxed);
         let request = RequestId(u128::from(self.config.seed) << 64 | u128::from(count));
-        let mutation = Mutation { group, request, writer: None, token: None, command };
-        self.mutate(&mutation, Instant::now() + wait).await
+        // Never repeated: each has an id of its own, so nothing depends on when it was issued.
+        let mutation = Mutation { group, request, writer: None, token: None, command, issued: None, seen: None };
+        self.mutate(&mutation, None, Instant::now() + wait).await
     }
 
     /// Returns a group that may be asked, once it has applied everything that was committed before the call.
@@ -298,6 +335,7 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         let open = self.readable(group, deadline).await?;
+        let query = by_own_time(query, open.proposer.now(None));
         let reader = open.raft.shard().reader();
         let answer = match walks(&query) {
             true => blocking(move || Ok(reader.query(&query))).await?,
@@ -314,6 +352,7 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Bytes, Failure> {
         let open = self.readable(group, deadline).await?;
+        let query = by_own_time(query, open.proposer.now(None));
         let reader = open.raft.shard().reader();
         let walks = walks(&query);
         let answer = move || {
@@ -351,6 +390,27 @@ impl Inner {
     }
 }
 
+/// Returns the group that a request is for, and what its sender has seen.
+fn seen_by(request: &MetaRequest) -> (GroupId, Option<HybridTime>) {
+    match request {
+        MetaRequest::Mutate(mutation) => (mutation.group, mutation.seen),
+        MetaRequest::Query(query) => (query.group, query.seen),
+    }
+}
+
+/// Holds the age of rows that are asked for to the group's own time: no sender's clock makes deleted data old.
+fn by_own_time(mut query: Query, now: HybridTime) -> Query {
+    match &mut query {
+        Query::DueDeletes(due) => {
+            let age_ms = due.age_ms.unwrap_or(RETENTION_MS_UNTOLD);
+            due.before = due.before.min(now.before(age_ms).next());
+        }
+        Query::FillIns(due) => due.before = due.before.min(now.before(due.age_ms.unwrap_or(0)).next()),
+        _ => {}
+    }
+    query
+}
+
 /// Whether a query may walk over many rows: those leave the tasks' threads.
 fn walks(query: &Query) -> bool {
     !matches!(
@@ -384,5 +444,6 @@ fn group_stats(open: &OpenGroup) -> GroupStats {
         database_bytes: open.raft.shard().database_bytes(),
         log_entries: log_entries as u64,
         log_bytes,
+        clock_stray_ms: open.proposer.stray_ms(),
     }
 }

@@ -5,8 +5,8 @@
 //! shares one replication, one sync and one apply.
 
 use crate::MetaLimits;
-use crate::WallClock;
 use crate::batch::{BatchBuilder, encode_mutation};
+use crate::clock::NodeClock;
 use crate::log::engine::lock;
 use crate::raft::group::{ProposeError, RaftGroup};
 use crate::state;
@@ -22,6 +22,9 @@ use tokio::time::Instant;
 
 /// How long a leader that may not take proposals yet waits before it tries again.
 const NOT_YET_DELAY: Duration = Duration::from_millis(10);
+/// How far the last stamp in a group's log may lie back, in milliseconds. A longer gap means that the group stood still;
+/// one above a day holds expiry up (`state::machine`).
+const STAMP_GAP_MS_MAX: u64 = 60 * 60 * 1000;
 /// What a caller is told to wait where the queue is full, in milliseconds.
 const BUSY_RETRY_MS: u64 = 50;
 
@@ -63,17 +66,16 @@ impl ProposalStats {
 pub(crate) struct Proposer {
     group: RaftGroup,
     limits: MetaLimits,
-    clock: WallClock,
+    clock: Arc<NodeClock>,
     queue: Mutex<Queue>,
     in_flight: AtomicUsize,
     wake: Notify,
-    time: Mutex<HybridTime>,
     pub(crate) stats: ProposalStats,
 }
 
 impl Proposer {
     /// Makes the queue of a group; [`Proposer::run`] must be spawned.
-    pub(crate) fn new(group: RaftGroup, limits: MetaLimits, clock: WallClock) -> Arc<Proposer> {
+    pub(crate) fn new(group: RaftGroup, limits: MetaLimits, clock: Arc<NodeClock>) -> Arc<Proposer> {
         Arc::new(Proposer {
             group,
             limits,
@@ -81,7 +83,6 @@ impl Proposer {
             queue: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             wake: Notify::new(),
-            time: Mutex::new(HybridTime(0)),
             stats: ProposalStats::default(),
         })
     }
@@ -168,11 +169,37 @@ impl Proposer {
         self.group.propose(payload, move |result| proposer.finish(batch, result)).await;
     }
 
-    /// Returns a time after every entry of the log, and after the wall clock.
+    /// Returns a time after every entry of the log.
     fn stamp(&self) -> HybridTime {
-        let mut time = lock(&self.time);
-        *time = (*time).max(self.group.log().time()).tick((self.clock)());
-        *time
+        self.clock.stamp(self.group.group, self.floor(), || self.group.status().voters)
+    }
+
+    /// Returns the group's time, as its leader; later than `seen`, as far as the bound allows.
+    pub(crate) fn now(&self, seen: Option<HybridTime>) -> HybridTime {
+        self.clock.now(self.group.group, self.floor(), || self.group.status().voters, seen)
+    }
+
+    /// Returns how far the voters' clocks are from the group's time, where that is beyond the bound and this node leads.
+    pub(crate) fn stray_ms(&self) -> i64 {
+        if self.group.is_leader() { self.clock.stray_ms(self.group.group) } else { 0 }
+    }
+
+    /// The latest stamp in the log or in the rows.
+    fn floor(&self) -> HybridTime {
+        self.group.log().time().max(self.group.shard().time())
+    }
+
+    /// Moves the time on where this node leads; where nobody wrote for long, with an empty entry, so that the log tells
+    /// an idle group from one that stood still.
+    pub(crate) async fn keep_time(self: &Arc<Self>) {
+        if !self.group.is_leader() {
+            return;
+        }
+        let (floor, now) = (self.floor(), self.now(None));
+        let idle = self.in_flight.load(Ordering::Acquire) == 0;
+        if idle && floor != HybridTime(0) && now.millis().saturating_sub(floor.millis()) >= STAMP_GAP_MS_MAX {
+            self.propose(Vec::new()).await;
+        }
     }
 
     /// Answers the callers of a batch.

@@ -8,7 +8,7 @@ use crate::log::LogId;
 use crate::log::record::{EntryKind, LogEntry, VoteWords, decode_entry_head, encode_entry_head};
 use bytes::Bytes;
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{GroupId, NodeId};
+use plinth_protocol::{GroupId, HybridTime, NodeId};
 use std::collections::BTreeMap;
 
 fn id(index: u64) -> LogId {
@@ -39,11 +39,21 @@ fn heads() -> Bytes {
 
 fn request(call: RaftCall, body: &impl Wire) -> RaftHeader {
     let (from, expected, body) = (identity(), Some(0x12), body.to_bytes());
-    RaftHeader { call, group: GroupId(1), from, expected, body, refused: None, address: None }
+    RaftHeader {
+        call,
+        group: GroupId(1),
+        from,
+        expected,
+        body,
+        refused: None,
+        address: None,
+        wall_ms: None,
+        time: None,
+    }
 }
 
 fn reply(body: Bytes) -> RaftReply {
-    RaftReply { from: identity(), body, no_room: false }
+    RaftReply { from: identity(), body, no_room: false, wall_ms: None, time: None }
 }
 
 #[test]
@@ -59,6 +69,7 @@ fn requests_are_those_of_the_golden_file() {
     let end = SnapshotEnd { transfer: 7, vote: vote(), snapshot: snapshot(), files: vec![file.clone()] };
     let piece = FetchPiece { transfer: 7, name: "000012.sst".into(), offset: 1 << 20, length: 4096 };
     let learner = Learner { node: NodeId(4), address: "host4:1".into() };
+    let (wall_ms, time) = (Some(1_767_225_600_000), Some(HybridTime(1_767_225_600_000 << 16)));
     let change = |change: Change| request(RaftCall::Change, &change);
     assert_golden(
         "meta_raft_requests.hex",
@@ -95,6 +106,7 @@ fn requests_are_those_of_the_golden_file() {
             line("fetch-end", &request(RaftCall::FetchEnd, &FetchBegin { transfer: 7 })),
             line("fetch-begin-words", &FetchBegin { transfer: 7 }),
             line("fetch-piece-words", &piece),
+            line("heartbeat-timed", &RaftHeader { wall_ms, time, ..request(RaftCall::Append, &heartbeat) }),
         ],
     );
 }
@@ -106,6 +118,7 @@ fn replies_are_those_of_the_golden_file() {
     let behind = LogPair { expected: Some(id(9)), actual: Some(id(8)) };
     let files = vec![FetchFile { name: "000012.sst".into(), size_bytes: 70_000 }];
     let offer = FetchOffer { snapshot: snapshot(), files };
+    let (wall_ms, time) = (Some(1_767_225_600_000), Some(HybridTime(1_767_225_600_000 << 16)));
     let append = |words: AppendReply| words.to_bytes();
     let transfer = |words: TransferReply| words.to_bytes();
     assert_eq!(AppendReply::decode(&append(AppendReply::Partial(id(8)))), Ok(AppendReply::Partial(id(8))));
@@ -131,6 +144,7 @@ fn replies_are_those_of_the_golden_file() {
             line("ballot-reply-words", &ballot),
             line("transfer-vote-changed-words", &TransferReply::VoteChanged(changed)),
             line("transfer-not-flushed-words", &TransferReply::NotFlushed(behind)),
+            line("append-success-timed", &RaftReply { wall_ms, time, ..reply(append(AppendReply::Success)) }),
         ],
     );
 }

@@ -15,7 +15,7 @@ use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use plinth_protocol::meta::{Command, Mutation};
-use plinth_protocol::{GROUP_SYSTEM, GroupId};
+use plinth_protocol::{GROUP_SYSTEM, GroupId, HybridTime};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,6 +54,8 @@ pub(crate) struct Shard {
     flushed: Mutex<Option<LogId>>,
     /// The log must keep what it has: the rows are about to be a peer's.
     is_log_held: AtomicBool,
+    /// The time of the last command applied.
+    time: AtomicU64,
     hook: Option<RegistryHook>,
 }
 
@@ -70,6 +72,7 @@ impl Shard {
         let machine = open_machine(group, &folder.database(), &memory)?;
         let flushed = machine.position().map(log_id_of);
         let reader = machine.reader();
+        let time = AtomicU64::new(machine.time().0);
         if let Some(hook) = &hook {
             hook(&reader);
         }
@@ -84,6 +87,7 @@ impl Shard {
             unflushed_entries: AtomicU64::new(0),
             flushed: Mutex::new(flushed),
             is_log_held: AtomicBool::new(false),
+            time,
             hook,
         });
         // The thread keeps no database open that nobody else uses.
@@ -99,6 +103,11 @@ impl Shard {
     /// Returns a reader of the rows as they stand now.
     pub(crate) fn reader(&self) -> Reader<RocksStore> {
         lock(&self.reader).clone()
+    }
+
+    /// Returns the time of the last command applied.
+    pub(crate) fn time(&self) -> HybridTime {
+        HybridTime(self.time.load(Ordering::Acquire))
     }
 
     /// Tells that openraft runs: from now on a snapshot that is asked for will be sent.
@@ -144,6 +153,7 @@ impl Shard {
                 bytes = payload.len() as u64;
                 let (time, mutations) = decode_batch(&payload)?;
                 outcomes = patiently(is_stopped, || machine.apply(at.clone(), time, &mutations))?;
+                self.time.fetch_max(machine.time().0, Ordering::AcqRel);
                 if let Some(hook) = &self.hook
                     && mutations.iter().any(changes_registry)
                 {
@@ -204,6 +214,7 @@ impl Shard {
         let old = lock(&self.folder).switch(adopted)?;
         *lock(&self.reader) = machine.reader();
         *lock(&self.flushed) = found;
+        self.time.fetch_max(machine.time().0, Ordering::AcqRel);
         if let Some(hook) = &self.hook {
             hook(&machine.reader());
         }
@@ -436,7 +447,15 @@ mod tests {
                 voters: vec![NodeId(1)],
             },
         });
-        let mutation = Mutation { group: GROUP_SYSTEM, request: RequestId(1), writer: None, token: None, command };
+        let mutation = Mutation {
+            group: GROUP_SYSTEM,
+            request: RequestId(1),
+            writer: None,
+            token: None,
+            command,
+            issued: None,
+            seen: None,
+        };
         let mut batch = BatchBuilder::with_capacity(0);
         batch.push(&encode_mutation(&mutation));
         let id = to_raft(LogId { term: 1, leader: NodeId(1), index: 1 });

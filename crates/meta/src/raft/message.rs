@@ -20,7 +20,8 @@
 //! | 22 fetch end      | 1 transfer                                                   | none              | none                                        |
 //!
 //! A request's header is 1 call, 2 group, 3 from, 4 expected log id, 5 the record, 6 why the receiver is refused, 7 the
-//! sender's address; a reply's is 1 from, 2 the record, 8 whether the sender has little room.
+//! sender's address, 20 wall clock, 21 the group's time; a reply's is 1 from, 2 the record, 8 whether the sender has little
+//! room, 20 and 21 as a request's.
 //! A vote is 1 term, 2 node, 3 committed; an identity 1 node, 2 log, 3 boot, 4 session, 5 floor; a snapshot 1 last, 2 membership
 //! (1 at, 2 the membership: 1 configurations, 2 addresses by node); a file 1 name, 2 bytes, 3 CRC-32. All are tag-length
 //! records (`protocol::wire`), held to `tests/format/meta_raft_*.hex`. The payload of an append is the payloads of its entries,
@@ -32,7 +33,7 @@ use crate::log::LogId;
 use crate::log::record::VoteWords;
 use bytes::Bytes;
 use plinth_protocol::wire::Wire;
-use plinth_protocol::{Failure, GroupId, NodeId, choice, numbered, record};
+use plinth_protocol::{Failure, GroupId, HybridTime, NodeId, choice, numbered, record};
 
 numbered! {
     /// What a message asks for.
@@ -78,6 +79,10 @@ record! {
         6 -> refused: Option<String>,
         /// Where the sender is reached: it may have moved since the map was written.
         7 -> address: Option<String>,
+        /// The sender's wall clock, in milliseconds since 1970.
+        20 -> wall_ms: Option<u64>,
+        /// From the group's leader: the group's time.
+        21 -> time: Option<HybridTime>,
     }
 }
 
@@ -89,6 +94,10 @@ record! {
         2 => body: Bytes,
         /// The sender's log or file system is so full that it asks for no growth.
         8 -> no_room: bool,
+        /// The sender's wall clock, in milliseconds since 1970.
+        20 -> wall_ms: Option<u64>,
+        /// The group's time, where the sender knows it: a leader that knows none goes on from it.
+        21 -> time: Option<HybridTime>,
     }
 }
 

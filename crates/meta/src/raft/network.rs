@@ -9,6 +9,7 @@ use super::message::{
     SnapshotEnd, SnapshotFile, SnapshotWords, TransferReply, TransferWords,
 };
 use super::words::{Config, RaftVote, from_raft, from_raft_vote, to_log_entry, to_raft, to_raft_vote};
+use crate::clock::NodeClock;
 use crate::files::Files;
 use crate::ledger::Ledger;
 use crate::log::record::{VoteWords, encode_entry_head};
@@ -52,6 +53,7 @@ pub(crate) struct Wires {
     pub(crate) limits: MetaLimits,
     pub(crate) room: Room,
     pub(crate) retention: Retention,
+    pub(crate) clock: Arc<NodeClock>,
     /// Counts snapshot transfers; with the session it makes their ids unique.
     pub(crate) transfers: AtomicU64,
 }
@@ -92,8 +94,10 @@ impl Wires {
         deadline: Duration,
     ) -> Result<(Bytes, Bytes), Failure> {
         let (from, expected) = (self.ledger.identity(), self.ledger.expected(peer.node));
+        let wall_ms = Some(self.clock.wall_ms());
+        let time = if call == RaftCall::Append { self.clock.peek(group) } else { None };
         let (refused, address) = (self.ledger.refusal_of(peer.node), self.link.own_address().map(str::to_owned));
-        let header = RaftHeader { call, group, from, expected, body, refused, address }.to_bytes();
+        let header = RaftHeader { call, group, from, expected, body, refused, address, wall_ms, time }.to_bytes();
         let answer = self.link.call(peer, Call { method: Method::Raft, header, payload, deadline }).await;
         let answer = answer.inspect_err(|failure| self.ledger.note_failure(peer.node, failure))?;
         let reply = RaftReply::decode(&answer.header)?;
@@ -103,6 +107,10 @@ impl Wires {
         }
         self.ledger.admit(&reply.from)?;
         self.ledger.note_standing(peer.node, None);
+        self.clock.note(peer.node, reply.wall_ms);
+        if let Some(time) = reply.time.filter(|_| self.clock.peek(group).is_none()) {
+            self.clock.follow(group, time);
+        }
         self.room.note_peer(peer.node, reply.no_room);
         Ok((reply.body, answer.payload))
     }

@@ -100,6 +100,7 @@ fn check_command(command: &Command) -> Checked {
         Command::OpenBucket(_)
         | Command::CloseBucket(_)
         | Command::TakeApart
+        | Command::ConfirmTime
         | Command::BeginDeleteAttempt(_)
         | Command::RaiseFence(_)
         | Command::RaiseRules(_)

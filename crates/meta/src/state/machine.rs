@@ -16,6 +16,11 @@ use plinth_protocol::{Failure, GROUP_SYSTEM, GroupId, HybridTime, NodeId};
 use std::path::Path;
 use std::sync::Arc;
 
+/// The longest step of time between two entries that is taken for granted: 24 h, in milliseconds. A leader writes an
+/// entry every hour though nobody asks, so a longer step means that all voters were down, or that a majority of their
+/// clocks is wrong; only a person can tell which.
+const TIME_GAP_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
 record! {
     /// A place in a group's log: the term and the leader that wrote the entry, and its index.
     pub struct LogPosition {
@@ -78,7 +83,7 @@ impl<S: Store> Machine<S> {
         self.position.as_ref()
     }
 
-    /// The time of the last command. The leader stamps the next one with [`HybridTime::tick`] of it.
+    /// The time of the last command. The leader stamps the next one later.
     pub fn time(&self) -> HybridTime {
         self.time
     }
@@ -110,8 +115,17 @@ impl<S: Store> Machine<S> {
         mutations: &[Mutation],
     ) -> Result<Vec<Outcome>, StateError> {
         // A new leader's clock may be behind the last one's: time still moves on.
-        let now = now.max(HybridTime(self.time.0.saturating_add(1)));
+        let now = now.max(self.time.next());
+        let gap_ms = now.millis() - self.time.millis();
+        let jumped = self.time != HybridTime(0) && gap_ms > TIME_GAP_MS_MAX;
+        if jumped {
+            let hours = gap_ms / 3_600_000;
+            tracing::error!(event = "time_gap", group = %self.group, hours, "time jumped: nothing expires for as long, until `plinth clock confirm`");
+        }
         self.advance(at, now, |work| {
+            if jumped {
+                work.hold_expiry(gap_ms);
+            }
             let outcomes = mutations.iter().map(|mutation| work.decide(mutation)).collect::<Result<_, _>>()?;
             work.forget_expired(mutations.len())?;
             Ok(outcomes)
@@ -298,6 +312,7 @@ pub(super) fn serves(group: GroupId, command: &Command) -> bool {
         | Command::TakeApart
         | Command::OpenAttempt(_)
         | Command::CloseAttempt(_) => group != GROUP_SYSTEM,
+        Command::ConfirmTime => true,
         Command::CreateBucket(_)
         | Command::ActivateBucket(_)
         | Command::BeginDeleteBucket(_)

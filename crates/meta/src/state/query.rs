@@ -249,10 +249,12 @@ fn after(key: &Option<Bytes>) -> KeyRange {
 }
 
 fn due_deletes<V: View>(view: &V, query: &DueQuery) -> Answered {
+    let shard: Option<ShardRow> = read(view, Family::State, keys::SHARD)?;
+    let before = query.before.before(shard.and_then(|shard| shard.expiry_held_ms).unwrap_or(0));
     let mut page = DuePage { rows: Vec::new(), more: false };
     page.more = each_row(view, Family::Deletes, &after(&query.after), query.limit, |place, row| {
         let row: DeferredDelete = rows::decode(Family::Deletes, row)?;
-        if row.at >= query.before {
+        if row.at >= before {
             return Ok(Taken::End);
         }
         page.rows.push(DueDelete { row: Bytes::copy_from_slice(place), at: row.at, stripes: row.stripes });
@@ -294,6 +296,7 @@ fn shard_stat<V: View>(view: &V) -> Answered {
         discards: shard.as_ref().and_then(|shard| shard.discards).filter(|discards| *discards > 0),
         fence: shard.as_ref().map_or(WriterId(0), |shard| shard.fence),
         buckets,
+        expiry_held_ms: shard.and_then(|shard| shard.expiry_held_ms),
     }))
 }
 

@@ -14,7 +14,7 @@
 //! | deletes      | [`DeferredDelete`]                                             |
 //! | fill-ins     | [`OwedFragments`]                                              |
 //! | tokens       | [`Remembered`]                                                 |
-//! | token-expiry | nothing: zero bytes                                            |
+//! | token-expiry | [`Expiring`] of a request with an issue time, else zero bytes   |
 //! | state        | 1 [`AppliedRow`], 2 the Raft membership as it was given (no version byte), 3 [`ShardRow`], 16 [`OpenBucketRow`], 17 [`ClosedBucketRow`], 18 [`DiscardedUpload`], 19 [`DiscardedBucket`] |
 //! | registry     | 1 [`MapHeader`], 2 [`NodeRow`], 3 `map::DiskRecord`, 4 `map::PlacementGroup`, 5 `map::ShardRecord`, 6 `meta::VoterRecord`, 7 [`WriterRow`], 8 `object::BucketRow`, 9 [`BucketName`], 10 `meta::AccessKeyRow`, 11 `meta::JoinTokenRow`, 12 `meta::CertificateRow`, 20 [`BucketName`], 21 [`BucketsByAccount`] |
 //!
@@ -67,6 +67,14 @@ record! {
 }
 
 record! {
+    /// What is known of a remembered request beside its expiry; no bytes at all where it is nothing.
+    pub struct Expiring {
+        /// When the request was issued, in the group's time.
+        1 -> issued: Option<HybridTime>,
+    }
+}
+
+record! {
     /// How far the log is applied.
     pub struct AppliedRow {
         1 => position: LogPosition,
@@ -96,6 +104,11 @@ record! {
         13 -> rules: Option<u32>,
         /// Rows of [`DiscardedUpload`] and [`DiscardedBucket`].
         14 -> discards: Option<u64>,
+        /// The newest issue time of a request whose outcome has been forgotten, by age or by number: what was issued
+        /// then or before, and is not remembered, is not decided.
+        20 -> forgotten: Option<HybridTime>,
+        /// Milliseconds by which expiry stays behind the group's time, since jumps that nobody has confirmed.
+        21 -> expiry_held_ms: Option<u64>,
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Work<'a, V: View> {
     pub(super) group: GroupId,
     pub(super) index: u64,
     pub(super) now: HybridTime,
+    /// What `now` is for everything that expires: behind it by the jumps of time that nobody has confirmed.
+    pub(super) expiry_now: HybridTime,
     pub(super) batch: Batch,
     pub(super) shard: Kept<ShardRow>,
     shard_before: ShardRow,
@@ -79,11 +81,13 @@ impl<'a, V: View> Work<'a, V> {
             None => Kept::new(EMPTY_SHARD),
         };
         let (shard_before, buckets, batch) = (shard.record.clone(), BTreeMap::new(), Batch::new());
+        let expiry_now = now.before(shard.record.expiry_held_ms.unwrap_or(0));
         Ok(Work {
             view,
             group,
             index,
             now,
+            expiry_now,
             batch,
             shard,
             shard_before,
@@ -114,13 +118,30 @@ impl<'a, V: View> Work<'a, V> {
         if mutation.group != self.group || !serves(self.group, &mutation.command) {
             return Ok(refuse(RefusalKind::Invalid, "the command is for another group"));
         }
-        let known = self.recall(Memory::Request, mutation.request.0)?;
-        if let Some(first) = self.valid(&known) {
-            return Ok(first.outcome.clone());
+        // Until it is removed it counts, also after its time: only with the removal does the watermark rise.
+        if let Some(first) = self.recall(Memory::Request, mutation.request.0)? {
+            return Ok(first.outcome);
+        }
+        // Neither refusal is remembered: the first one stands for ever, the second says nothing about the request.
+        if let Err(refusal) = self.check_issued(mutation.issued) {
+            return Ok(Outcome::Refused(refusal));
         }
         let outcome = self.decide_new(mutation)?;
-        self.remember_request(mutation.request, &outcome, known);
+        self.remember_request(mutation.request, &outcome, mutation.issued);
         Ok(outcome)
+    }
+
+    /// Lets expiry wait for so long: time has jumped further than any idle group's log does.
+    pub(super) fn hold_expiry(&mut self, gap_ms: u64) {
+        let held = self.shard.record.expiry_held_ms.unwrap_or(0).saturating_add(gap_ms);
+        self.shard.record.expiry_held_ms = Some(held);
+        self.expiry_now = self.now.before(held);
+    }
+
+    fn confirm_time(&mut self) -> Outcome {
+        self.shard.record.expiry_held_ms = None;
+        self.expiry_now = self.now;
+        Outcome::Done
     }
 
     fn decide_new(&mut self, mutation: &Mutation) -> Result<Outcome, StateError> {
@@ -171,6 +192,7 @@ impl<'a, V: View> Work<'a, V> {
             }
             Command::TakeApart => self.take_apart(),
             Command::RaiseRules(rules) => Ok(self.raise_rules(*rules)),
+            Command::ConfirmTime => Ok(self.confirm_time()),
             Command::CreateBucket(create) => self.create_bucket(create),
             Command::ActivateBucket(bucket) => self.activate_bucket(*bucket),
             Command::BeginDeleteBucket(bucket) => self.begin_delete_bucket(*bucket),
@@ -337,4 +359,6 @@ const EMPTY_SHARD: ShardRow = ShardRow {
     uploads_due: None,
     rules: None,
     discards: None,
+    forgotten: None,
+    expiry_held_ms: None,
 };

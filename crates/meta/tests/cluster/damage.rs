@@ -88,7 +88,7 @@ async fn assert_holds_all(cluster: &Cluster, node: NodeId) {
     let read = until(|| async {
         for number in 0..KEYS {
             let query = Query::Object(ObjectQuery { bucket: BUCKET, key: key(number), body: true });
-            let request = MetaRequest::Query(GroupQuery { group: SHARD, query });
+            let request = MetaRequest::Query(GroupQuery { group: SHARD, query, seen: None });
             match cluster.ask(node, request, Duration::from_secs(2)).await {
                 Ok(Reply::Object(_)) => {}
                 Ok(other) => panic!("{node} lacks {}: {other:?}", key(number)),
@@ -157,7 +157,7 @@ async fn lone_voter_answers_what_it_can_read_of_a_damaged_database() {
     let mut answers = Vec::new();
     for number in 0..KEYS {
         let query = Query::Object(ObjectQuery { bucket: BUCKET, key: key(number), body: true });
-        let request = MetaRequest::Query(GroupQuery { group: SHARD, query });
+        let request = MetaRequest::Query(GroupQuery { group: SHARD, query, seen: None });
         answers.push(cluster.ask(NodeId(1), request, Duration::from_secs(2)).await.err().map(|failure| failure.kind));
     }
     assert!(answers.contains(&Some(FailureKind::Corrupt)), "{answers:?}");

@@ -10,7 +10,7 @@ use plinth_protocol::*;
 use plinth_transport::{BoxFuture, Identity, LocalNetwork, Request, Response, Service};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Runtime;
@@ -53,6 +53,12 @@ pub struct Cluster {
     founding: Founding,
     voters: Mutex<BTreeMap<NodeId, Voter>>,
     requests: AtomicU64,
+    /// By how many milliseconds each voter's wall clock is ahead.
+    skews: Mutex<BTreeMap<NodeId, Arc<AtomicI64>>>,
+}
+
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 pub fn quick_limits() -> MetaLimits {
@@ -111,6 +117,7 @@ impl Cluster {
             founding: Founding { map, keys: vec![] },
             voters: Mutex::default(),
             requests: AtomicU64::new(1),
+            skews: Mutex::default(),
         }
     }
 
@@ -128,15 +135,39 @@ impl Cluster {
     }
 
     fn config(&self, node: NodeId) -> MetaConfig {
+        let skew = self.skew(node);
         let founds = self.founding.map.voters.contains(&node);
         MetaConfig {
             cluster: ClusterId(7),
             node,
             folder: self.folder(node),
             found: founds.then(|| self.founding.clone()),
-            clock: Arc::new(|| SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64),
+            clock: Arc::new(move || wall_ms().saturating_add_signed(skew.load(Ordering::Relaxed))),
             seed: SEED.fetch_add(1, Ordering::Relaxed) ^ 0xfeed_0000_0000,
             limits: self.limits.clone(),
+        }
+    }
+
+    fn skew(&self, node: NodeId) -> Arc<AtomicI64> {
+        self.skews.lock().unwrap().entry(node).or_default().clone()
+    }
+
+    /// Sets a voter's wall clock ahead, or behind, by so many milliseconds; it may run meanwhile.
+    pub fn set_skew(&self, node: NodeId, ms: i64) {
+        self.skew(node).store(ms, Ordering::Relaxed);
+    }
+
+    /// Sees to it that a voter leads a group.
+    pub async fn make_lead(&self, node: NodeId, group: GroupId) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let leader = self.await_leader(group).await;
+            if leader == node {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{node} does not come to lead {group}");
+            self.stop(leader).await;
+            self.start(leader).await.unwrap();
         }
     }
 
@@ -238,7 +269,7 @@ impl Cluster {
 
     pub fn mutation(&self, group: GroupId, command: Command) -> Mutation {
         let request = RequestId(u128::from(self.requests.fetch_add(1, Ordering::Relaxed)));
-        Mutation { group, request, writer: None, token: None, command }
+        Mutation { group, request, writer: None, token: None, command, issued: None, seen: None }
     }
 
     pub fn register(&self, node: NodeId) -> Command {
@@ -304,7 +335,7 @@ impl Cluster {
     }
 
     pub async fn query(&self, group: GroupId, query: Query) -> Reply {
-        self.request(MetaRequest::Query(GroupQuery { group, query })).await
+        self.request(MetaRequest::Query(GroupQuery { group, query, seen: None })).await
     }
 
     pub async fn open_bucket(&self) {
@@ -315,6 +346,15 @@ impl Cluster {
         match self.run(SHARD, put_command(key, bytes)).await {
             Outcome::Object(_) => {}
             other => panic!("put {key}: {other:?}"),
+        }
+    }
+
+    /// Returns a key's row as it stands.
+    pub async fn row(&self, key: &str) -> plinth_protocol::object::ObjectRow {
+        let query = Query::Object(ObjectQuery { bucket: BUCKET, key: key.into(), body: false });
+        match self.query(SHARD, query).await {
+            Reply::Object(view) => view.row,
+            other => panic!("get {key}: {other:?}"),
         }
     }
 
@@ -331,7 +371,7 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let known = self.running().into_iter().next().unwrap();
-            let request = MetaRequest::Query(GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None) });
+            let request = MetaRequest::Query(GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None), seen: None });
             let node = self.leader(GROUP_SYSTEM).await.unwrap_or(known);
             if let Ok(Reply::Map(map)) = self.ask(node, request, Duration::from_secs(2)).await {
                 return map;
@@ -465,5 +505,31 @@ pub fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
             true => copy_folder(&path, &target),
             false => drop(std::fs::copy(&path, &target).unwrap()),
         }
+    }
+}
+
+/// A reference to a stripe that nobody has written.
+pub fn stripe(sequence: u64) -> plinth_protocol::stripe::StripeRef {
+    plinth_protocol::stripe::StripeRef {
+        stripe: StripeId::new(WriterId(5), sequence, 0),
+        pg: PgId(3),
+        generation: 1,
+        code: Code::new(1, 2),
+        payload_bytes: 10,
+        fragment_payload_bytes: 10,
+        missing: None,
+        plain_bytes: None,
+        sealing: None,
+        pack_offset: None,
+    }
+}
+
+pub fn put_stripes(key: &str, stripes: Vec<plinth_protocol::stripe::StripeRef>) -> Command {
+    match put_command(key, 10) {
+        Command::PutObject(put) => {
+            let body = ObjectBody { body: Body::Stripes(stripes), ..put.body };
+            Command::PutObject(PutObject { body, ..put })
+        }
+        other => other,
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
+mod clocks;
 mod damage;
 mod harness;
 mod retention;
@@ -90,7 +91,7 @@ async fn minority_answers_nothing_and_writes_resume_with_the_majority() {
     }
     let wait = Duration::from_millis(1500);
     let query = Query::Object(ObjectQuery { bucket: BUCKET, key: "x".into(), body: false });
-    let read = cluster.ask(leader, MetaRequest::Query(GroupQuery { group: SHARD, query }), wait).await;
+    let read = cluster.ask(leader, MetaRequest::Query(GroupQuery { group: SHARD, query, seen: None }), wait).await;
     assert!(read.is_err(), "a leader without a majority must not answer reads: {read:?}");
     let cut = Instant::now();
     cluster.put("x", 100).await;
@@ -451,7 +452,7 @@ async fn assert_followers_say_where_the_leader_is(cluster: &Cluster) {
     let failure = until(|| async {
         let leader = cluster.await_leader(GROUP_SYSTEM).await;
         let follower = (1..=4).map(NodeId).find(|node| *node != leader)?;
-        let query = GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None) };
+        let query = GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None), seen: None };
         let answer = cluster.ask(follower, MetaRequest::Query(query), Duration::from_secs(2)).await;
         answer.err().filter(|failure| failure.kind == FailureKind::NotLeader && failure.leader.is_some())
     });
@@ -613,7 +614,7 @@ async fn measure_inline_puts_and_reads() {
                                 true => {
                                     let key = format!("bench/{client:03}/{:06}", number % 100);
                                     let query = Query::Object(ObjectQuery { bucket: BUCKET, key, body: true });
-                                    MetaRequest::Query(GroupQuery { group: SHARD, query })
+                                    MetaRequest::Query(GroupQuery { group: SHARD, query, seen: None })
                                 }
                                 false => MetaRequest::Mutate(cluster.mutation(SHARD, put_command(&key, 4096))),
                             };

@@ -146,6 +146,7 @@ fn shard_commands() -> Vec<Command> {
         Command::TakeApart,
         Command::OpenAttempt(bucket_attempt()),
         Command::CloseAttempt(bucket_attempt()),
+        Command::ConfirmTime,
     ]
 }
 
@@ -198,12 +199,18 @@ pub fn mutation() -> Mutation {
         writer: Some(WriterId(9)),
         token: Some(token()),
         command: Command::DeleteObject(delete_object()),
+        issued: None,
+        seen: None,
     }
+}
+
+fn timed_mutation() -> Mutation {
+    Mutation { issued: Some(TIME), seen: Some(TIME.next()), ..mutation() }
 }
 
 fn bare_mutation() -> Mutation {
     let command = Command::RegisterWriter(NodeId(7));
-    Mutation { group: GROUP_SYSTEM, request: REQUEST, writer: None, token: None, command }
+    Mutation { group: GROUP_SYSTEM, request: REQUEST, writer: None, token: None, command, issued: None, seen: None }
 }
 
 pub fn samples(samples: &mut Samples) {
@@ -236,5 +243,5 @@ pub fn samples(samples: &mut Samples) {
     samples.choice(shard_commands());
     samples.choice(system_commands());
     samples.record([token(), ClientToken { strict: false, ..token() }]);
-    samples.record([mutation(), bare_mutation()]);
+    samples.record([mutation(), bare_mutation(), timed_mutation()]);
 }

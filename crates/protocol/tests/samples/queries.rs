@@ -7,6 +7,7 @@ use super::object::*;
 use super::registry::{access_key, certificate, join_token, map, node, revoked, voter};
 use bytes::Bytes;
 use plinth_protocol::meta::*;
+use plinth_protocol::wire::Wire;
 use plinth_protocol::{Epoch, GROUP_SYSTEM, GroupId, WriterId};
 
 fn object_query() -> ObjectQuery {
@@ -48,7 +49,7 @@ fn uploads_query() -> UploadsQuery {
 }
 
 fn due_query() -> DueQuery {
-    DueQuery { before: TIME, after: Some(Bytes::from_static(b"\x00row 1")), limit: 100 }
+    DueQuery { before: TIME, after: Some(Bytes::from_static(b"\x00row 1")), limit: 100, age_ms: None }
 }
 
 fn buckets_query() -> BucketsQuery {
@@ -151,11 +152,16 @@ fn shard_stat() -> ShardStat {
         fence: WriterId(8),
         buckets: vec![(BUCKET, usage())],
         discards: Some(5),
+        expiry_held_ms: None,
     }
 }
 
 fn buckets_page() -> BucketsPage {
     BucketsPage { buckets: vec![bucket_row()], more: true }
+}
+
+fn timed_reply() -> TimedReply {
+    TimedReply { time: TIME, reply: Reply::MapUnchanged.to_bytes() }
 }
 
 fn replies() -> Vec<Reply> {
@@ -177,6 +183,7 @@ fn replies() -> Vec<Reply> {
         Reply::Voters(VoterList { voters: vec![voter()] }),
         Reply::Absent(RefusalKind::NoSuchBucket),
         Reply::Outcome(Outcome::Refused(refusal())),
+        Reply::Timed(timed_reply()),
         Reply::JoinToken(join_token()),
         Reply::JoinTokens(JoinTokenList { tokens: vec![join_token()] }),
         Reply::Certificates(certificates()),
@@ -194,15 +201,20 @@ fn query_samples(samples: &mut Samples) {
     samples.record([list_query(), bare_list_query()]);
     let bare = UploadsQuery { delimiter: None, after_key: None, after_upload: None, ..uploads_query() };
     samples.record([uploads_query(), bare]);
-    samples.record([due_query(), DueQuery { after: None, ..due_query() }]);
+    samples.record([
+        due_query(),
+        DueQuery { after: None, ..due_query() },
+        DueQuery { age_ms: Some(900_000), ..due_query() },
+    ]);
     samples.record([
         buckets_query(),
         BucketsQuery { after: None, ..buckets_query() },
         BucketsQuery { account: Some("a".into()), ..buckets_query() },
     ]);
     samples.choice(queries());
-    let group_query = GroupQuery { group: GroupId(1), query: Query::List(list_query()) };
-    samples.record([group_query.clone(), GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None) }]);
+    let group_query = GroupQuery { group: GroupId(1), query: Query::List(list_query()), seen: None };
+    let map = GroupQuery { group: GROUP_SYSTEM, query: Query::Map(None), seen: None };
+    samples.record([group_query.clone(), map, GroupQuery { seen: Some(TIME), ..group_query.clone() }]);
     samples.choice([MetaRequest::Mutate(mutation()), MetaRequest::Query(group_query)]);
 }
 
@@ -223,10 +235,16 @@ pub fn samples(samples: &mut Samples) {
     samples.record([usage()]);
     // As the first version wrote it.
     let bare = ShardStat { discards: None, ..shard_stat() };
-    samples.record([shard_stat(), ShardStat { buckets: vec![], ..bare.clone() }, bare]);
+    samples.record([
+        shard_stat(),
+        ShardStat { buckets: vec![], ..bare.clone() },
+        bare,
+        ShardStat { expiry_held_ms: Some(172_800_000), ..shard_stat() },
+    ]);
     samples.record([buckets_page(), BucketsPage { buckets: vec![], more: false }]);
     samples.record([AccessKeyList { keys: vec![access_key()] }, AccessKeyList { keys: vec![] }]);
     samples.record([VoterList { voters: vec![voter()] }, VoterList { voters: vec![] }]);
+    samples.record([timed_reply()]);
     samples.record([JoinTokenList { tokens: vec![join_token()] }, JoinTokenList { tokens: vec![] }]);
     samples.record([certificates(), CertificateList { certificates: vec![], revoked: vec![] }]);
     samples.choice(replies());

@@ -242,7 +242,7 @@ fn uploads_of_one_entry_are_told_apart_by_the_bucket_they_were_begun_in() {
 fn dooms_by_page(shard: &Replica<MemoryStore>) -> BTreeSet<StripeId> {
     let (mut found, mut after) = (BTreeSet::new(), None);
     loop {
-        let query = DueQuery { before: HybridTime(u64::MAX), after: after.clone(), limit: 1000 };
+        let query = DueQuery { before: HybridTime(u64::MAX), after: after.clone(), limit: 1000, age_ms: None };
         let Reply::DueDeletes(page) = shard.query(Query::DueDeletes(query)) else { panic!("deferred deletes") };
         for stripe in page.rows.iter().flat_map(|row| &row.stripes) {
             assert!(found.insert(stripe.stripe), "each stripe is queued once");

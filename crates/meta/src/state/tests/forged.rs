@@ -168,7 +168,15 @@ fn corpus() -> Vec<Vec<u8>> {
     let mut numbers = Numbers(7);
     let mut corpus = Vec::new();
     let mut add = |command: Command| {
-        let mutation = Mutation { group: SHARD, request: RequestId(9), writer: None, token: None, command };
+        let mutation = Mutation {
+            group: SHARD,
+            request: RequestId(9),
+            writer: None,
+            token: None,
+            command,
+            issued: None,
+            seen: None,
+        };
         corpus.push(mutation.to_wire());
     };
     for at in 0..24u64 {
@@ -254,8 +262,10 @@ fn read_commands(text: &str) -> Vec<Vec<u8>> {
     };
     let lines = text.lines().filter_map(|line| line.split_once(' '));
     let commands = lines.filter_map(|(_, digits)| Command::decode(&bytes(digits)).ok());
-    let mutation =
-        |command| Mutation { group: SHARD, request: RequestId(3), writer: None, token: None, command }.to_wire();
+    let mutation = |command| {
+        Mutation { group: SHARD, request: RequestId(3), writer: None, token: None, command, issued: None, seen: None }
+            .to_wire()
+    };
     let found: Vec<Vec<u8>> = commands.map(mutation).collect();
     assert!(found.len() > 5);
     found

@@ -124,9 +124,12 @@ fn shard_rows_are_those_of_the_golden_file() {
         uploads_due: Some(HybridTime(12)),
         rules: None,
         discards: None,
+        forgotten: None,
+        expiry_held_ms: None,
     };
     let ruled = ShardRow { rules: Some(RULES_STRICT), discards: Some(13), ..shard.clone() };
     let open = OpenBucketRow { opened: object.modified, objects: 1, bytes: 2, attempt: None };
+    let timed = ShardRow { forgotten: Some(HybridTime(20)), expiry_held_ms: Some(21), ..shard.clone() };
     assert_golden(
         "meta_shard_rows.hex",
         &[
@@ -150,6 +153,8 @@ fn shard_rows_are_those_of_the_golden_file() {
                 "discarded-bucket",
                 rows::encode(&DiscardedBucket { at: object.modified, after: Some(Bytes::from_static(b"row")) }),
             ),
+            ("shard-timed", rows::encode(&timed)),
+            ("expiring", rows::encode(&Expiring { issued: Some(HybridTime(22)) })),
         ],
     );
 }
@@ -323,6 +328,8 @@ fn object_commands_are_those_of_the_golden_file() {
         writer: Some(WriterId(5)),
         token: Some(token),
         command: Command::OpenBucket(bucket),
+        issued: None,
+        seen: None,
     };
     assert_golden(
         "meta_object_commands.hex",

@@ -49,7 +49,15 @@ impl<S: Store> Replica<S> {
 
     pub fn mutation(&mut self, command: Command) -> Mutation {
         self.requests += 1;
-        Mutation { group: self.group, request: RequestId(self.requests), writer: None, token: None, command }
+        Mutation {
+            group: self.group,
+            request: RequestId(self.requests),
+            writer: None,
+            token: None,
+            command,
+            issued: None,
+            seen: None,
+        }
     }
 
     /// Applies mutations as one entry.
@@ -101,7 +109,7 @@ impl<S: Store> Replica<S> {
     }
 
     pub fn due_rows(&self) -> Vec<DueDelete> {
-        let query = DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000 };
+        let query = DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000, age_ms: None };
         match self.query(Query::DueDeletes(query)) {
             Reply::DueDeletes(page) => page.rows,
             other => panic!("{other:?}"),
@@ -109,7 +117,7 @@ impl<S: Store> Replica<S> {
     }
 
     pub fn owed(&self) -> Vec<FillInRow> {
-        let query = DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000 };
+        let query = DueQuery { before: HybridTime(u64::MAX), after: None, limit: 1000, age_ms: None };
         match self.query(Query::FillIns(query)) {
             Reply::FillIns(page) => page.rows,
             other => panic!("{other:?}"),

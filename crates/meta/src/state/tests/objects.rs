@@ -95,10 +95,11 @@ fn due_deletes_are_paged_by_age() {
     }
     let rows = shard.due_rows();
     assert!(rows.is_sorted_by_key(|row| row.at));
-    let page = |before, after, limit| match shard.query(Query::DueDeletes(DueQuery { before, after, limit })) {
-        Reply::DueDeletes(page) => (page.rows, page.more),
-        other => panic!("{other:?}"),
-    };
+    let page =
+        |before, after, limit| match shard.query(Query::DueDeletes(DueQuery { before, after, limit, age_ms: None })) {
+            Reply::DueDeletes(page) => (page.rows, page.more),
+            other => panic!("{other:?}"),
+        };
     let all = HybridTime(u64::MAX);
     assert_eq!(page(rows[2].at, None, 10), (rows[..2].to_vec(), false));
     assert_eq!(page(all, None, 2), (rows[..2].to_vec(), true));
