@@ -1,6 +1,7 @@
 """Wall clocks that are wrong: one voter's 20 minutes ahead under load with retries, a gateway's an hour."""
 
 import email.utils
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -8,7 +9,7 @@ import urllib.request
 import wire
 from cluster import url_of
 from faults import FAULT_SECONDS, RESUME_SECONDS_MAX, FaultTest
-from load import BUCKET, Load
+from load import BUCKET, MIB, Load
 
 MINUTES_20_MS = 20 * 60 * 1000
 HOUR_MS = 60 * 60 * 1000
@@ -18,6 +19,8 @@ PAUSE_SECONDS = 2.5
 # How far the time of a new object may be from real time: the bound, and what a busy machine adds.
 NEAR_SECONDS = 10
 SHARD = 1
+# More than sockets and read-ahead hold.
+OBJECT_BYTES = 96 * MIB
 
 
 class FastVoter(FaultTest):
@@ -124,6 +127,48 @@ class FastGateway(FaultTest):
         gateway.settings = {}
         gateway.start()
         self.cluster.wait_ready([gateway])
+        self.done()
+
+
+class SlowReader(FaultTest):
+    client = "a GET of an object that is deleted meanwhile"
+
+    def read_slowly(self, s3, key, seconds):
+        """Reads an object that is deleted after its first MiB, in steps over so many seconds; returns its bytes."""
+        content = bytes(OBJECT_BYTES)
+        s3.put(BUCKET, key, content)
+        with urllib.request.urlopen(self.url(s3, key), timeout=60) as answer:
+            got = len(answer.read(MIB))
+            s3.delete(BUCKET, key)
+            steps = 2 * seconds
+            for _ in range(steps):
+                time.sleep(0.5)
+                piece = answer.read(OBJECT_BYTES // (steps * 4))
+                got += len(piece)
+            try:
+                while piece := answer.read(MIB):
+                    got += len(piece)
+            except (http.client.IncompleteRead, OSError) as error:
+                print(f"    {key}: cut after {got} bytes: {error!r}", flush=True)
+        return got
+
+    def url(self, s3, key):
+        return self.cluster.endpoint.rstrip("/") + s3.presigned("GET", f"/{BUCKET}/{key}")
+
+    def test_it_reads_on_within_the_retention_and_says_when_it_is_cut(self):
+        gateway = self.cluster.node("g1")
+        s3 = wire.S3(self.cluster.endpoint, self.cluster.access_key, self.cluster.secret_key)
+        s3.make_bucket(BUCKET)
+        self.assertEqual(self.read_slowly(s3, "kept", 12), OBJECT_BYTES, "within the retention")
+        self.assertNotIn("read_cut", gateway.log.read_text(errors="replace"))
+        gateway.stop()
+        gateway.settings = {"PLINTH__GATEWAY__DEFERRED_DELETE_SECONDS": "1"}
+        gateway.start()
+        self.cluster.wait_ready([gateway])
+        s3 = wire.S3(self.cluster.endpoint, self.cluster.access_key, self.cluster.secret_key)
+        self.assertLess(self.read_slowly(s3, "cut", 15), OBJECT_BYTES, "far beyond the retention")
+        lines = [line for line in gateway.log.read_text(errors="replace").splitlines() if "read_cut" in line]
+        self.assertTrue(lines and '"cut"' in lines[0], f"the log says which read was cut: {lines}")
         self.done()
 
 
