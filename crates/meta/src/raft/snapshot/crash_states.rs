@@ -249,6 +249,34 @@ fn every_failed_operation_leaves_one_whole_version() {
     }
 }
 
+/// Several pieces are under way at a time, and one whose reply was lost is sent again.
+#[test]
+fn pieces_may_overtake_each_other_and_come_again() {
+    let files = Arc::new(SimFiles::empty());
+    files.create_folder(Path::new(FOLDER)).unwrap();
+    let mut incoming = Incoming::begin(files.clone(), Path::new(FOLDER), 1).unwrap();
+    let bytes: Vec<u8> = (0..=255).collect();
+    let piece = |number: usize| Bytes::copy_from_slice(&bytes[(number * 64).min(256)..((number + 1) * 64).min(256)]);
+    for number in [1, 0, 0, 3, 4, 2, 1, 4] {
+        incoming.take("000012.sst", number as u64 * 64, piece(number)).unwrap();
+    }
+    incoming.take("empty", 0, Bytes::new()).unwrap();
+    let file = |name: &str, bytes: &[u8]| SnapshotFile {
+        name: name.into(),
+        size_bytes: bytes.len() as u64,
+        checksum: crc32fast::hash(bytes),
+    };
+    let folder = incoming.finish(&[file("000012.sst", &bytes), file("empty", &[])]).unwrap();
+    assert_eq!(files.read(&folder.path().join("000012.sst")).unwrap(), Some(bytes.clone()));
+    assert_eq!(files.read(&folder.path().join("empty")).unwrap(), Some(vec![]));
+    let mut gap = Incoming::begin(files.clone(), Path::new(FOLDER), 2).unwrap();
+    gap.take("000012.sst", 64, piece(1)).unwrap();
+    assert!(gap.finish(&[file("000012.sst", &[])]).is_err(), "a piece that never came is missed");
+    let mut flood = Incoming::begin(files, Path::new(FOLDER), 3).unwrap();
+    let taken = (1..100).map(|number| flood.take("000012.sst", number * 64, piece(1))).filter(Result::is_ok).count();
+    assert_eq!(taken, EARLY_PIECES_MAX, "what is put aside has a bound");
+}
+
 #[test]
 fn suite_notices_a_snapshot_that_counts_before_it_is_durable() {
     crate::planted::plant(Some(Bug::InstallBeforeSync));
