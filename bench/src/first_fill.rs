@@ -72,7 +72,7 @@ pub async fn measure(options: &TableOptions, folder: &Path, bytes: u64) -> Resul
 /// Returns the rows as a table of the page.
 pub fn page_part(rows: &[Row]) -> String {
     let mut text = String::from(
-        "\n| first fill of a fresh cluster | clients | GiB | MiB/s | server CPU | written per byte | bar | |\n",
+        "| first fill of a fresh cluster | clients | GiB | MiB/s | server CPU | written per byte | bar | |\n",
     );
     text += "| --- | --: | --: | --: | --: | --: | --: | --- |\n";
     for Row { fill, report } in rows {
