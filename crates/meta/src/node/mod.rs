@@ -310,7 +310,9 @@ impl Inner {
     /// Decides a command of this node's own.
     pub(crate) async fn command(&self, group: GroupId, command: Command, wait: Duration) -> Result<Outcome, Failure> {
         let count = self.requests.fetch_add(1, Ordering::Relaxed);
-        let request = RequestId(u128::from(self.config.seed) << 64 | u128::from(count));
+        // The time first, as clients do: what is remembered and forgotten next stands side by side.
+        let own = u128::from(self.config.seed) << 16 | u128::from(count as u16);
+        let request = RequestId(u128::from((self.config.clock)()) << 80 | own);
         // Never repeated: each has an id of its own, so nothing depends on when it was issued.
         let mutation = Mutation { group, request, writer: None, token: None, command, issued: None, seen: None };
         self.mutate(&mutation, None, Instant::now() + wait).await

@@ -268,7 +268,9 @@ impl Cluster {
     }
 
     pub fn mutation(&self, group: GroupId, command: Command) -> Mutation {
-        let request = RequestId(u128::from(self.requests.fetch_add(1, Ordering::Relaxed)));
+        // The time first, as clients do.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+        let request = RequestId(now << 80 | u128::from(self.requests.fetch_add(1, Ordering::Relaxed)));
         Mutation { group, request, writer: None, token: None, command, issued: None, seen: None }
     }
 
