@@ -144,7 +144,8 @@ def fill_disks(test):
     for index in range(200):
         try:
             test.s3.put(BUCKET, f"fill/{index}", LARGE)
-        except (wire.Refused, wire.Unknown):
+        except (wire.Refused, wire.Unknown) as refused:
+            print(f"    after {index} objects: {refused}", flush=True)
             return
     test.fail("the disks never got full")
 
