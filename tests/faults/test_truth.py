@@ -196,7 +196,7 @@ ROWS = [
         ready={"g1": "none"}, finish=lambda test: of("m1", "m2", end="resume")(test)),
     Row("disks full", fill_disks, "CRITICAL", {"S203", "D204"}, works=(True, False), ready={"g1": "read-only"},
         log={"g1": r"S203"}, finish=add_a_disk_to_each, whole="CRITICAL|WARN",
-        shape={"meta": 1, "storage": 3, "gateway": 1, "options": ["--segment-mib", 16, "--capacity-mib", 800]}, voters=(1, 0)),
+        shape={"meta": 1, "storage": 3, "gateway": 1, "options": ["--segment-mib", 64, "--capacity-mib", 640]}, voters=(1, 0)),
 ]
 
 
