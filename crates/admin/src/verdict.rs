@@ -578,7 +578,7 @@ impl Storage {
                 }
             }
             if is_open(map, pg) {
-                let taking: Vec<&DiskRecord> = serving.iter().filter(|disk| !is_full(disk)).copied().collect();
+                let taking: Vec<&DiskRecord> = serving.iter().filter(|disk| !is_full(map, disk)).copied().collect();
                 storage.open += 1;
                 storage.best = storage.best.max(taking.len());
                 if taking.len() >= write_quorum(pg.code) {
@@ -670,16 +670,17 @@ pub fn full_percent(disk: &DiskRecord) -> u64 {
     (u128::from(disk.used_bytes.unwrap_or(0)) * 100 / u128::from(disk.size_bytes.max(1))) as u64
 }
 
-fn is_full(disk: &DiskRecord) -> bool {
-    disk.used_bytes.unwrap_or(0) >= disk.write_stop()
+/// Whether a disk refuses the largest fragment: what is smaller may still fit, objects of any size do not.
+fn is_full(map: &ClusterMap, disk: &DiskRecord) -> bool {
+    !disk.takes(map.fragment_bytes_max)
 }
 
 /// Tells a disk that takes no new objects, or soon will not. The stop is a disk's own: one of few segments keeps some
 /// of them free, so that it can still be compacted, and stops long before it looks full.
-fn full_reason(disk: &DiskRecord) -> Option<(bool, String)> {
+fn full_reason(map: &ClusterMap, disk: &DiskRecord) -> Option<(bool, String)> {
     let (used, stop) = (disk.used_bytes.unwrap_or(0), disk.write_stop());
     let near = stop.saturating_sub(disk.size_bytes / 100 * WRITE_STOP_NEAR_PERCENT);
-    if used < near || disk.size_bytes == 0 {
+    if (used < near && !is_full(map, disk)) || disk.size_bytes == 0 {
         return None;
     }
     let percent = full_percent(disk);
@@ -689,7 +690,7 @@ fn full_reason(disk: &DiskRecord) -> Option<(bool, String)> {
         bytes_text(disk.size_bytes),
         bytes_text(stop)
     );
-    match used >= stop {
+    match is_full(map, disk) {
         true => Some((true, format!("disk {} takes no new objects: {figures}", disk.name))),
         false => Some((false, format!("disk {} is near its write stop: {figures}", disk.name))),
     }
@@ -716,7 +717,7 @@ fn disk_reasons(collected: &Collected<'_>, found: &mut Found) {
                 };
                 found.warn("D201", text, next);
             }
-        } else if let Some((is_full, text)) = full_reason(disk).filter(|_| collected.disk_serves(disk)) {
+        } else if let Some((is_full, text)) = full_reason(collected.map, disk).filter(|_| collected.disk_serves(disk)) {
             let next = "add a disk (plinth disk add) or delete objects".to_string();
             match is_full {
                 true => found.critical("D204", text, next, Stops::Nothing),

@@ -74,6 +74,11 @@ impl DiskRecord {
         self.write_stop_bytes.unwrap_or(self.size_bytes / 100 * WRITE_STOP_PERCENT)
     }
 
+    /// Returns whether the disk takes one more fragment of this size, by the figures here.
+    pub fn takes(&self, fragment_bytes: u32) -> bool {
+        self.used_bytes.unwrap_or(0).saturating_add(u64::from(fragment_bytes)) <= self.write_stop()
+    }
+
     /// Returns whether newer figures differ so much from these that the map should show them: used bytes by a
     /// hundredth of the disk, or by half of themselves, so that they are never far off, and few; damage always.
     pub fn misleads(&self, used_bytes: u64, quarantined: u64) -> bool {

@@ -543,9 +543,12 @@ impl Reporter {
         let figures = (Some(stat.used_bytes), Some(stat.quarantined));
         let is_news = is_first
             && ((known.used_bytes, known.quarantined) != figures || known.write_stop_bytes != stat.write_stop_bytes);
-        if wanted == State::Up && (is_back || is_news) {
+        // Whether the largest fragment fits is told at once, however little that changes.
+        let now = record(known.name.clone());
+        let turns = known.takes(map.fragment_bytes_max) != now.takes(map.fragment_bytes_max);
+        if wanted == State::Up && (is_back || is_news || turns) {
             // New processes know their disks better than the map does.
-            return Some(Command::RegisterDisk(record(known.name.clone())));
+            return Some(Command::RegisterDisk(now));
         }
         // A restarted process has a healthy ring again, but only an operator brings a failed disk back.
         let state = (wanted == State::Failed && known.state == State::Up).then_some(State::Failed);

@@ -72,7 +72,7 @@ fn scene(storage: u64, k: u8, m: u8) -> Scene {
         pgs: groups(storage, code),
         shards: vec![ShardRecord { group: SHARD, start, voters: voters.clone() }],
         code,
-        fragment_bytes_max: 1 << 20,
+        fragment_bytes_max: 1,
         name: "test".into(),
         voters,
         feature_level: 1,
