@@ -263,6 +263,8 @@ mod tests {
     use super::*;
 
     /// Processor time of the hashing threads so far, in seconds.
+    // Asks the system about this process.
+    #[allow(clippy::disallowed_methods)]
     fn hashing_seconds() -> f64 {
         let tasks = std::fs::read_dir("/proc/self/task").expect("Linux").flatten();
         let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
