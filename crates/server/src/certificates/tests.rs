@@ -15,6 +15,7 @@ fn ended(folder: &Path, authority: &Authority, node: u64, role: &str, incarnatio
     files::write_public(&folder.join("node.crt"), certificate.chain_pem().as_bytes()).unwrap();
     files::write_secret(&folder.join("node.key"), certificate.key_pem().as_bytes()).unwrap();
     files::write_secret(&folder.join("ca.key"), authority.key_pem().as_bytes()).unwrap();
+    files::write_secret(&folder.join("wrapping.key"), &[7; 32]).unwrap();
     let mut table: toml::Table = toml::from_str(&crate::config::default_text()).unwrap();
     let section = table["node"].as_table_mut().unwrap();
     section.insert("roles".into(), vec![role].into());
