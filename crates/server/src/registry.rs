@@ -11,7 +11,7 @@ use plinth_transport::Credentials;
 use std::time::Duration;
 
 /// How long the cluster may take to answer: a check must not hang where there is none.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What came of comparing a configuration with the registry.
 #[derive(Debug, Default, PartialEq, Eq)]
