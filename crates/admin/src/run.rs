@@ -196,7 +196,11 @@ async fn demo_node(operator: &Operator, request: AdminRequest) -> Result<Report,
     // Any metadata node of the process can do it that answers; one that is stopped itself can't.
     let mut last = None;
     let answers = |node: &&NodeRecord| look.answers.get(&node.node).is_some_and(Result::is_ok);
-    for node in map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).filter(answers) {
+    let metas = map.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).filter(answers);
+    let mut asked: Vec<&NodeRecord> = metas.collect();
+    // The named one last: its answer would wait for its own end.
+    asked.sort_by_key(|node| node.name == name);
+    for node in asked {
         match operator.ask(node, &request, COMMAND_TIME_MAX).await {
             Ok(AdminReply::Done(text)) => {
                 return Ok(Report::done("NodeChange", json!({"node": name, "message": text}), text));
