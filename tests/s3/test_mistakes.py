@@ -161,16 +161,15 @@ class Full(OfOurOwn):
             while written < stop - size * 4 // 100:
                 s3.put("full", f"k{written}", block)
                 written += len(block)
-            self.wait_for(cluster, "D203")
+            reason = self.wait_for(cluster, "D203")
+            self.assertIn("writes stop at", reason["text"])
+            self.assertIn("D203", [line.split('"')[1] for line in self.failing(cluster)])
             with self.assertRaises(wire.Refused) as refused:
                 while written < size:
                     s3.put("full", f"k{written}", block)
                     written += len(block)
             self.assertEqual(refused.exception.status, 507)
             self.assertLess(abs(written - stop), size * 4 // 100, "where it was said to stop")
-            reason = self.wait_for(cluster, "D204")
-            self.assertIn("writes stop at", reason["text"])
-            self.assertIn("D204", [line.split('"')[1] for line in self.failing(cluster)])
 
     def wait_for(self, cluster, code):
         deadline = time.monotonic() + WAIT_SECONDS_MAX
