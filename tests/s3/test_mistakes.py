@@ -163,7 +163,7 @@ class Full(OfOurOwn):
                 written += len(block)
             reason = self.wait_for(cluster, "D203")
             self.assertIn("writes stop at", reason["text"])
-            self.assertIn("D203", [line.split('"')[1] for line in self.failing(cluster)])
+            self.wait_for_metric(cluster, "D203")
             with self.assertRaises(wire.Refused) as refused:
                 while written < size:
                     s3.put("full", f"k{written}", block)
@@ -179,6 +179,13 @@ class Full(OfOurOwn):
             if found:
                 return found[0]
             self.assertLess(time.monotonic(), deadline, f"no {code}: {reasons}")
+            time.sleep(0.5)
+
+    def wait_for_metric(self, cluster, code):
+        """The leader's metrics follow its own look at the cluster, every few seconds."""
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while not any(f'"{code}"' in line for line in self.failing(cluster)):
+            self.assertLess(time.monotonic(), deadline, f"no {code}: {self.failing(cluster)}")
             time.sleep(0.5)
 
     def failing(self, cluster):

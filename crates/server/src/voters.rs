@@ -15,8 +15,9 @@ use tokio::sync::watch;
 
 /// Name of the file in the node's data folder; beside an operator's profile, the ending of its name.
 const FILE: &str = "voters";
-/// How often the file is compared with the map.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often the file is compared with the map. A node that stops or dies soon after the voters moved must still know
+/// where they are: where all have moved since, nobody else could tell it.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The voters that a node, or an operator's profile, last knew.
 pub struct Voters {
@@ -58,9 +59,10 @@ impl Voters {
         files::write_public(&self.file, (lines.join("\n") + "\n").as_bytes())
     }
 
-    /// Keeps the file up to date until the node stops.
+    /// Keeps the file up to date until the node stops, and looks once more then.
     pub async fn keep(&self, client: Client, mut stop: watch::Receiver<bool>) {
         let mut written = self.lines.clone();
+        let mut is_last = false;
         loop {
             let map = client.map();
             crate::logging::names::learn(&map);
@@ -75,9 +77,12 @@ impl Voters {
                     Err(_) => return,
                 }
             }
+            if is_last {
+                return;
+            }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
-                _ = stop.wait_for(|stop| *stop) => return,
+                _ = stop.wait_for(|stop| *stop) => is_last = true,
             }
         }
     }

@@ -149,6 +149,8 @@ async fn lone_voter_answers_what_it_can_read_of_a_damaged_database() {
     let cluster = Arc::new(Cluster::new(1, limits));
     cluster.start(NodeId(1)).await.unwrap();
     cluster.open_bucket().await;
+    // Nothing of the leader's own is applied after the damage: apply, which reads damaged rows, ends a replica.
+    assert_eq!(cluster.run(SHARD, Command::RaiseRules(RULES_STRICT)).await, Outcome::Done);
     for number in 0..KEYS {
         cluster.put(&key(number), 900).await;
     }
@@ -160,10 +162,10 @@ async fn lone_voter_answers_what_it_can_read_of_a_damaged_database() {
         let request = MetaRequest::Query(GroupQuery { group: SHARD, query, seen: None });
         answers.push(cluster.ask(NodeId(1), request, Duration::from_secs(2)).await.err().map(|failure| failure.kind));
     }
-    assert!(answers.contains(&Some(FailureKind::Corrupt)), "{answers:?}");
+    let first = answers.iter().position(|answer| *answer == Some(FailureKind::Corrupt));
+    let first = first.unwrap_or_else(|| panic!("no damage was read: {answers:?}"));
     // There is no other replica: a fence would only take away the rest.
-    cluster.put("after", 100).await;
-    assert!(cluster.has("after").await);
+    assert!(answers[first..].contains(&None), "{answers:?}");
     let condition = cluster.status(NodeId(1), SHARD).await.unwrap().condition.expect("the status says so");
     assert!(condition.contains("damaged"), "{condition}");
 }
