@@ -10,13 +10,14 @@ mod repeats;
 use crate::config::{Config, LogFormat};
 use repeats::{Kind, Repeats};
 use serde_json::Value;
-use std::fmt;
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
 use std::io::Write;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, layer};
@@ -143,8 +144,11 @@ struct Lines {
 #[derive(Default)]
 struct Fields {
     message: Option<Value>,
-    others: Vec<(String, Value)>,
+    others: Vec<(Cow<'static, str>, Value)>,
 }
+
+/// Bytes that most lines fit into.
+const LINE_BYTES: usize = 512;
 
 /// Fields that say what a line is about.
 const SUBJECTS: [&str; 8] = ["peer", "of_node", "voter", "disk", "group", "path", "bucket", "source"];
@@ -158,9 +162,9 @@ impl Fields {
             "message" => self.message = Some(value),
             // The line's own `node` and `role` say who speaks.
             name @ ("ts" | "level" | "msg" | "target" | "node" | "role") => {
-                self.others.push((format!("of_{name}"), value));
+                self.others.push((format!("of_{name}").into(), value));
             }
-            name => self.others.push((name.to_string(), value)),
+            name => self.others.push((name.into(), value)),
         }
     }
 
@@ -172,7 +176,7 @@ impl Fields {
 
     /// Names nodes as tables do. What clients chose, as the keys of objects, is left alone.
     fn name_nodes(&mut self) {
-        let others = self.others.iter_mut().filter(|(name, _)| !OF_CLIENTS.contains(&name.as_str()));
+        let others = self.others.iter_mut().filter(|(name, _)| !OF_CLIENTS.contains(&&**name));
         for value in self.message.iter_mut().chain(others.map(|(_, value)| value)) {
             if let Value::String(text) = value {
                 *text = names::in_place_of_ids(std::mem::take(text));
@@ -181,7 +185,7 @@ impl Fields {
     }
 
     fn subject(&self) -> String {
-        let about = self.others.iter().filter(|(name, _)| SUBJECTS.contains(&name.as_str()));
+        let about = self.others.iter().filter(|(name, _)| SUBJECTS.contains(&&**name));
         about.map(|(_, value)| value.to_string()).collect::<Vec<_>>().join(" ")
     }
 
@@ -221,26 +225,31 @@ impl Form {
     fn line(&self, event: &Event<'_>, fields: &Fields) -> String {
         let now = time::OffsetDateTime::from(crate::node::wall_clock()).format(&Rfc3339).unwrap_or_default();
         let (level, target) = (event.metadata().level().as_str(), event.metadata().target());
-        let message = fields.message.clone().unwrap_or_default();
-        let others = fields.others.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let message = fields.message.as_ref().unwrap_or(&Value::Null);
         match self {
             Form::Json { node, role } => {
-                let first: [(&str, Value); 6] = [
-                    ("ts", now.into()),
-                    ("level", level.to_lowercase().into()),
+                let first: [(&str, &Value); 6] = [
+                    ("ts", &now.into()),
+                    ("level", &level.to_lowercase().into()),
                     ("msg", message),
-                    ("target", target.into()),
-                    ("node", node.as_str().into()),
-                    ("role", role.as_str().into()),
+                    ("target", &target.into()),
+                    ("node", &node.as_str().into()),
+                    ("role", &role.as_str().into()),
                 ];
-                let pairs =
-                    first.into_iter().chain(others).map(|(name, value)| format!("{}:{value}", Value::from(name)));
-                format!("{{{}}}\n", pairs.collect::<Vec<_>>().join(","))
+                let others = fields.others.iter().map(|(name, value)| (&**name, value));
+                let mut line = String::with_capacity(LINE_BYTES);
+                for (name, value) in first.into_iter().chain(others) {
+                    let before = if line.is_empty() { '{' } else { ',' };
+                    // Names of fields are words of the code: nothing in them needs an escape. Writing to a string cannot fail.
+                    let _ = write!(line, "{before}\"{name}\":{value}");
+                }
+                line.push_str("}\n");
+                line
             }
             Form::Text => {
                 let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
-                let fields: String = others.map(|(name, value)| format!(" {name}={value}")).collect();
-                format!("{now} {level:>5} {target}: {}{fields}\n", plain(&message))
+                let fields: String = fields.others.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+                format!("{now} {level:>5} {target}: {}{fields}\n", plain(message))
             }
         }
     }
@@ -254,6 +263,10 @@ where
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        // These come with every request, and name no nodes.
+        if fields.is_of_a_request() && *event.metadata().level() == Level::INFO {
+            return writer.write_str(&self.form.line(event, &fields));
+        }
         fields.name_nodes();
         if fields.is_of_a_request() {
             return writer.write_str(&self.form.line(event, &fields));
